@@ -1,0 +1,276 @@
+"""What a run will take: tokens, bytes, GPU-hours. Pure arithmetic; every assumption is named in the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from draftyard_api.progress import Counts
+from draftyard_api.schema import Codec
+from draftyard_api.spec import DraftTrainingSpec
+from draftyard_api.status import GpuHours, Plan, PlannedBytes
+from draftyard_api.targets import TargetShape
+
+GPU, PEAK_FLOPS = "H100", 989e12
+MFU_GENERATE, MFU_GENERATE_SPARSE, MFU_TRAIN = 0.40, 0.12, 0.30
+CODEC_SHARE: Mapping[Codec, tuple[float, float]] = {
+    "none": (1.0, 1.0),
+    "lossless": (0.71, 0.71),
+    "balanced": (0.457, 0.457),
+    "compact": (0.33, 0.457),
+}
+"""Bytes of the captured layers and of the final state, as shares of bfloat16."""
+LOSS_SHARE = 0.6
+MEAN_TOKENS = 740
+"""Tokens of a conversation, where nothing better is known: the mean of ShareGPT."""
+BYTES_PER_TOKEN = 4.6
+"""Bytes of a JSON file of conversations per token."""
+DEFAULT_DOCUMENTS = 70000
+LABELS_PER_TURN, TURNS = 2, 4
+BYTES_PER_PARAMETER = 12
+"""Of a checkpoint: fp32 weights and both moments."""
+SECONDS_PER_SHARD = 600
+SAFE_SHARE = 0.95
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much data there is. `basis` is Counted after prepare, Assumed before."""
+
+    documents: int
+    tokens: int
+    loss_tokens: int
+    label_rows: int
+    train_tokens: int
+    steps: int
+    basis: str
+    source: str
+    """Where the numbers come from, for people."""
+
+
+def counted(counts: Counts) -> Amount:
+    """What prepare counted."""
+    return Amount(
+        counts.documents, counts.tokens, counts.loss_tokens, counts.label_rows, counts.train_tokens, counts.steps,
+        "Counted", "as counted by prepare",
+    )  # fmt: skip
+
+
+def assumed(spec: DraftTrainingSpec, file_bytes: int | None) -> Amount:
+    """A guess from the size of the file, or from the number of samples."""
+    tokens_each = min(MEAN_TOKENS, spec.data.max_length)
+    documents, source = DEFAULT_DOCUMENTS, f"{DEFAULT_DOCUMENTS} conversations of {tokens_each} tokens"
+    if file_bytes is not None:
+        documents = max(1, int(file_bytes / BYTES_PER_TOKEN / MEAN_TOKENS))
+        source = f"about {documents} conversations in {file_bytes} bytes, {tokens_each} tokens each"
+    if spec.data.max_samples is not None and spec.data.max_samples < documents:
+        documents = spec.data.max_samples
+        source = f"{documents} conversations of {tokens_each} tokens"
+    tokens = documents * tokens_each
+    loss_tokens = int(tokens * LOSS_SHARE)
+    train_tokens = int(tokens * (1 - spec.data.eval_fraction))
+    steps = spec.train.epochs * max(1, -(-train_tokens // spec.train.tokens_per_batch))
+    labels = loss_tokens + LABELS_PER_TURN * TURNS * documents
+    return Amount(documents, tokens, loss_tokens, labels, train_tokens, steps, "Assumed", source)
+
+
+def estimate(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount, free: int | None = None) -> Plan:
+    """The plan block of the status."""
+    hours = gpu_hours(spec, shape, amount)
+    offline = spec.hidden_states is not None
+    disk = planned_bytes(spec, shape, amount)
+    return Plan(
+        basis="Counted" if amount.basis == "Counted" else "Assumed",
+        samples=amount.documents,
+        tokens=amount.tokens,
+        loss_tokens=amount.loss_tokens,
+        shards=default_shards(spec, amount.documents, hours["generate"] * 3600) if offline else None,
+        steps=amount.steps,
+        bytes=disk.model_copy(update={"free": free}),
+        gpu_hours=GpuHours(
+            **{stage: hours_text(value) for stage, value in hours.items() if value},
+            total=hours_text(sum(hours.values())),
+        ),
+        assumes=f"{GPU}; {mfu(shape):.0%} of peak in generate, {MFU_TRAIN:.0%} in train; {amount.source}",
+    )
+
+
+def planned_bytes(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount) -> PlannedBytes:
+    """Disk that a run needs at most."""
+    parameters = draft_parameters(spec, shape)
+    states = hidden_state_bytes(spec, shape, amount)
+    tokens = 4 * amount.tokens + 64 * amount.documents
+    checkpoints = (spec.train.checkpoint.keep_last + 2) * BYTES_PER_PARAMETER * parameters
+    export = 2 * parameters
+    return PlannedBytes(
+        prepare=tokens, hidden_states=states, checkpoints=checkpoints, export=export,
+        needed=tokens + states + checkpoints + export,
+    )  # fmt: skip
+
+
+def hidden_state_bytes(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount) -> int:
+    """Bytes of the stored states; 0 Online."""
+    if spec.hidden_states is None:
+        return 0
+    aux, last = CODEC_SHARE[spec.hidden_states.codec]
+    scale = 2 if spec.target.dtype == "float32" and spec.hidden_states.codec in ("none", "lossless") else 1
+    layers = num_aux(spec)
+    scales = 0 if spec.hidden_states.codec in ("none", "lossless") else 4
+    per_token = 2 * layers * shape.hidden_size * aux * scale + 4 + scales * layers
+    per_label = 2 * shape.hidden_size * last * scale + 8 + scales
+    return int(amount.tokens * per_token + amount.label_rows * per_label + 96 * amount.documents)
+
+
+def num_aux(spec: DraftTrainingSpec) -> int:
+    """Captured layers."""
+    return len(spec.draft.aux_layers) if spec.draft.aux_layers else 3
+
+
+@dataclass(frozen=True)
+class DraftSizes:
+    """Parameters of the draft's parts."""
+
+    fuse: int
+    key_value: int
+    query_output: int
+    mlp: int
+    head: int
+
+    @property
+    def layer(self) -> int:
+        """The decoder layer."""
+        return self.key_value + self.query_output + self.mlp
+
+
+def draft_sizes(spec: DraftTrainingSpec, shape: TargetShape) -> DraftSizes:
+    """Parameters of the draft that the target's shape implies."""
+    hidden, heads = shape.hidden_size, shape.draft_heads
+    return DraftSizes(
+        fuse=num_aux(spec) * hidden * hidden,
+        key_value=2 * 2 * hidden * heads.key * heads.size,
+        query_output=3 * hidden * heads.query * heads.size,
+        mlp=3 * hidden * (spec.draft.intermediate_size or shape.draft_mlp_width),
+        head=min(spec.draft.vocab_size, shape.vocab_size) * hidden,
+    )
+
+
+def draft_parameters(spec: DraftTrainingSpec, shape: TargetShape) -> int:
+    """Trained parameters."""
+    sizes = draft_sizes(spec, shape)
+    return sizes.fuse + sizes.layer + sizes.head + 4 * shape.hidden_size
+
+
+def draft_flops_per_token(spec: DraftTrainingSpec, shape: TargetShape, loss_share: float) -> float:
+    """Forward and backward of the whole unroll; prompt rows are step-0 keys and values only."""
+    sizes, steps = draft_sizes(spec, shape), spec.train.ttt_steps
+    first = sizes.fuse + sizes.key_value + loss_share * (sizes.query_output + sizes.mlp + sizes.head)
+    later = (steps - 1) * loss_share * (sizes.layer + sizes.head)
+    return 6.0 * (first + later)
+
+
+def mfu(shape: TargetShape) -> float:
+    """Share of the peak that the target's forward reaches."""
+    return MFU_GENERATE_SPARSE if shape.is_sparse else MFU_GENERATE
+
+
+def gpu_hours(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount) -> dict[str, float]:
+    """Hours by stage."""
+    forward = 2.0 * shape.active_parameters / (PEAK_FLOPS * mfu(shape) * 3600)
+    share = amount.loss_tokens / max(amount.tokens, 1)
+    train = spec.train.epochs * amount.train_tokens
+    hours = {
+        "generate": 0.0,
+        "train": train * draft_flops_per_token(spec, shape, share) / (PEAK_FLOPS * MFU_TRAIN * 3600),
+    }
+    if spec.mode == "Offline":
+        hours["generate"] = amount.tokens * forward
+    else:
+        hours["train"] += train * forward
+    if spec.evaluate is not None:
+        # Decoding is bound by memory: about a tenth of prefill's rate in small batches.
+        hours["evaluate"] = 10 * spec.evaluate.max_prompts * spec.evaluate.max_new_tokens * forward
+    return hours
+
+
+def default_shards(spec: DraftTrainingSpec, documents: int, generate_seconds: float) -> int:
+    """Shards as asked for, else about ten minutes each."""
+    assert spec.hidden_states is not None
+    if spec.hidden_states.shards is not None:
+        return spec.hidden_states.shards
+    wanted = max(-(-int(generate_seconds) // SECONDS_PER_SHARD), spec.hidden_states.parallelism, 1)
+    return min(wanted, 10000, max(documents, 1))
+
+
+# -- What to do where it does not fit -----------------------------------------------------------------
+
+
+def proposal(
+    spec: DraftTrainingSpec, shape: TargetShape, amount: Amount, free: int, claim: str | None = None
+) -> str | None:
+    """What to change where the plan does not fit into the free bytes; None where it does.
+
+    `claim` is the name of a claim that can grow; without it the workspace is a disk of this machine.
+    """
+    needed = planned_bytes(spec, shape, amount).needed
+    if fits(needed, free):
+        return None
+    ways = [grown(needed, claim), smaller_codec(spec, shape, amount, free), fewer_samples(spec, shape, amount, free)]
+    where = f"claim {claim} has {bytes_text(free)} free" if claim else f"{bytes_text(free)} are free"
+    return f"the plan needs {bytes_text(needed)}, {where}; {', or '.join(way for way in ways if way)}"
+
+
+def fits(needed: int, free: int) -> bool:
+    """Whether a plan leaves a twentieth of the disk free: file systems slow down and fail near their end."""
+    return needed <= SAFE_SHARE * free
+
+
+def grown(needed: int, claim: str | None) -> str:
+    """A workspace that is large enough, in units of a tenth, rounded up."""
+    number, unit = scaled(needed / SAFE_SHARE)
+    size = f"{math.ceil(number * 10) / 10:g}{unit.removesuffix('B')}"
+    return f"grow claimTemplate.size to {size}" if claim else f"take a workspace with {size} free"
+
+
+def smaller_codec(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount, free: int) -> str | None:
+    """The most faithful codec with which the plan fits, if there is one."""
+    states = spec.hidden_states
+    order = list(CODEC_SHARE)
+    for codec in order[order.index(states.codec) + 1 :] if states else ():
+        smaller = spec.model_copy(update={"hidden_states": states.model_copy(update={"codec": codec})})  # type: ignore[union-attr]
+        if fits(planned_bytes(smaller, shape, amount).needed, free):
+            return f"hiddenStates.codec: {codec}"
+    return None
+
+
+def fewer_samples(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount, free: int) -> str | None:
+    """As many samples as fit, in two digits; None where the draft alone is too large."""
+    disk = planned_bytes(spec, shape, amount)
+    by_sample = (disk.prepare + disk.hidden_states) / max(amount.documents, 1)
+    room = SAFE_SHARE * free - disk.checkpoints - disk.export
+    samples = int(room / by_sample) if by_sample else 0
+    if samples < 1:
+        return None
+    digits = 10 ** max(len(str(samples)) - 2, 0)
+    return f"data.maxSamples: {samples // digits * digits}"
+
+
+# -- For people -------------------------------------------------------------------------------------
+
+
+def scaled(count: float) -> tuple[float, str]:
+    """A number of bytes in the largest unit that leaves at least one."""
+    power = min(max(int(math.log2(max(count, 1)) // 10), 0), len(UNITS) - 1)
+    return count / 1024**power, UNITS[power]
+
+
+def bytes_text(count: int) -> str:
+    """`2.64 TiB`."""
+    number, unit = scaled(count)
+    return f"{count} B" if unit == "B" else f"{number:.2f} {unit}"
+
+
+def hours_text(hours: float) -> str:
+    """`10.1`; `0.004` where that would be nothing."""
+    return f"{hours:.1f}" if hours >= 0.1 else f"{hours:.3f}"

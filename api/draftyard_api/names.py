@@ -1,0 +1,97 @@
+"""Every name that exists in more than one place has its home here: the API group, labels, environment, paths."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+GROUP = "draftyard.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "DraftTraining"
+PLURAL = "drafttrainings"
+SINGULAR = "drafttraining"
+SHORT_NAME = "dt"
+
+MAX_RUN_NAME = 40
+RUN_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+MAX_ATTEMPT = 999
+
+
+class Stage(StrEnum):
+    """The four steps of a run, in the order in which they happen."""
+
+    PREPARE = "prepare"
+    GENERATE = "generate"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+# -- Labels and children ------------------------------------------------------------------
+
+LABEL_MANAGED = f"{GROUP}/managed"
+LABEL_RUN = f"{GROUP}/run"
+LABEL_UID = f"{GROUP}/uid"
+LABEL_STAGE = f"{GROUP}/stage"
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+
+
+def child(run: str, stage: Stage, attempt: int) -> str:
+    """Name of the Job or PyTorchJob of one attempt, and of its ConfigMap: at most 40 + 14 characters."""
+    return f"{run}-{stage}-a{attempt}"
+
+
+def claim(run: str) -> str:
+    """Name of the claim that is made from `workspace.pvc.claimTemplate`."""
+    return f"{run}-workspace"
+
+
+# -- What a stage process finds around it ---------------------------------------------------
+
+ENV_STATE_DIR = "DRAFTYARD_STATE_DIR"
+"""Folder in which the working process leaves `progress.json` and `result.json` (default `/run/draftyard`)."""
+ENV_TERMINATION_LOG = "DRAFTYARD_TERMINATION_LOG"
+"""File that receives the result as one line of JSON (default `/dev/termination-log`)."""
+ENV_SHARD = "JOB_COMPLETION_INDEX"
+"""Set by Kubernetes in pods of an Indexed Job: the shard to make."""
+
+DEFAULT_STATE_DIR = "/run/draftyard"
+DEFAULT_TERMINATION_LOG = "/dev/termination-log"
+PROGRESS_FILE = "progress.json"
+RESULT_FILE = "result.json"
+
+# -- Inside a workspace -----------------------------------------------------------------------
+
+MANIFEST = "MANIFEST.json"
+PUBLISHED = "PUBLISHED.json"
+FENCE = "_EPOCH"
+METRICS = "metrics.jsonl"
+
+
+def prepared_path(prepared: str) -> str:
+    """Tokens, masks and the draft vocabulary of one data set under one tokenizer."""
+    return f"prepare/{prepared}"
+
+
+def hidden_states_path(key: str, shards: int) -> str:
+    """One cut of one content: another number of shards is never mixed with it."""
+    return f"hidden-states/{key}/s{shards}"
+
+
+def shard_path(key: str, shards: int, shard: int) -> str:
+    """Everything that Job index `shard` writes."""
+    return f"{hidden_states_path(key, shards)}/shard-{shard:05d}"
+
+
+def train_path(run: str) -> str:
+    """Fence, checkpoints and metrics of a run."""
+    return f"train/{run}"
+
+
+def checkpoint_path(run: str, step: int) -> str:
+    """The state after optimizer step number `step`."""
+    return f"{train_path(run)}/step-{step:08d}"
+
+
+def export_path(run: str) -> str:
+    """The draft that SGLang and vLLM load."""
+    return f"export/{run}"

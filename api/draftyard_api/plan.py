@@ -1,0 +1,152 @@
+"""From a spec to stages and tasks: what runs, in which order, and what each process is told. Values in, values out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from draftyard_api import frozen
+from draftyard_api.names import Stage
+from draftyard_api.progress import Prepared
+from draftyard_api.schema import Model
+from draftyard_api.spec import Data, Draft, DraftTrainingSpec, Target
+from draftyard_api.task import EvaluateTask, GenerateTask, PrepareTask, StoredStatesRef, TrainTask
+
+DEFAULT_DRAFT_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Which run: the object's name, and the uid that tells two objects of one name apart."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where processes find things: the workspace's URI, and how other locations look from there."""
+
+    workspace: str
+    resolve: Callable[[str], str]
+
+
+def stages(spec: DraftTrainingSpec) -> tuple[Stage, ...]:
+    """The stages of a run, in order."""
+    chosen = [Stage.PREPARE]
+    if spec.mode == "Offline":
+        chosen.append(Stage.GENERATE)
+    chosen.append(Stage.TRAIN)
+    if spec.evaluate is not None:
+        chosen.append(Stage.EVALUATE)
+    return tuple(chosen)
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: what every hash is taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def frozen_fields(spec: DraftTrainingSpec) -> dict[str, Any]:
+    """What decides the result, and cannot change once a GPU stage has started."""
+    given = dump(spec)
+    return {block.name: frozen.frozen_part(block, given.get(block.name)) for block in frozen.BLOCKS}
+
+
+def frozen_sha256(spec: DraftTrainingSpec) -> str:
+    """Hash of the frozen fields, as hex."""
+    return hashlib.sha256(canonical(frozen_fields(spec)).encode()).hexdigest()
+
+
+def fingerprint(frozen_sha256: str, target_commit: str, data_sha256: str, aux_layers: tuple[int, ...]) -> str:
+    """Identity of a result: the frozen fields and all that was resolved from them."""
+    resolved = {"frozen": frozen_sha256, "target": target_commit, "data": data_sha256, "auxLayers": list(aux_layers)}
+    return f"sha256:{hashlib.sha256(canonical(resolved).encode()).hexdigest()}"
+
+
+def dump(model: Model) -> dict[str, Any]:
+    """The model as the JSON that a person would write, defaults included."""
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+# -- Tasks ------------------------------------------------------------------------------------
+
+
+def prepare_task(run: RunIdentity, spec: DraftTrainingSpec, place: Place, attempt: int = 1) -> PrepareTask:
+    """The first task. Raises ValueError for a location that cannot be reached from `place`."""
+    return PrepareTask(
+        run=run.name, uid=run.uid, attempt=attempt, workspace=place.workspace,
+        mode=spec.mode, target=located_target(spec, place), draft=located_draft(spec, place),
+        data=located_data(spec, place), train=spec.train, evaluates=spec.evaluate is not None,
+        export=spec.export, frozen_sha256=frozen_sha256(spec),
+    )  # fmt: skip
+
+
+def generate_task(
+    run: RunIdentity, spec: DraftTrainingSpec, place: Place, prepared: Prepared, shard: int | None = None
+) -> GenerateTask:
+    """One shard of hidden states; without `shard` the pod's completion index says which."""
+    assert spec.hidden_states is not None
+    return GenerateTask(
+        run=run.name, uid=run.uid, workspace=place.workspace, target=located_target(spec, place),
+        prepared=prepared.prepared, aux_layers=prepared.aux_layers, codec=spec.hidden_states.codec,
+        num_shards=default_shards(spec, prepared), shard=shard,
+    )  # fmt: skip
+
+
+def train_task(
+    run: RunIdentity, spec: DraftTrainingSpec, place: Place, prepared: Prepared, states: StoredStatesRef | None
+) -> TrainTask:
+    """The training task; `states` is what generate left, None Online."""
+    return TrainTask(
+        run=run.name, uid=run.uid, workspace=place.workspace, mode=spec.mode, target=located_target(spec, place),
+        draft=located_draft(spec, place), aux_layers=prepared.aux_layers, prepared=prepared.prepared,
+        hidden_states=states, train=spec.train,
+        draft_tokens=spec.evaluate.draft_tokens if spec.evaluate else DEFAULT_DRAFT_TOKENS,
+        publishes=spec.evaluate is None, export=spec.export, tracking=spec.tracking,
+        fingerprint=prepared.fingerprint,
+    )  # fmt: skip
+
+
+def evaluate_task(run: RunIdentity, spec: DraftTrainingSpec, place: Place, prepared: Prepared) -> EvaluateTask:
+    """The last task; only for a run with an evaluate block."""
+    assert spec.evaluate is not None
+    return EvaluateTask(
+        run=run.name, uid=run.uid, workspace=place.workspace, target=located_target(spec, place),
+        prepared=prepared.prepared, evaluate=spec.evaluate, export=spec.export, fingerprint=prepared.fingerprint,
+    )  # fmt: skip
+
+
+def located_target(spec: DraftTrainingSpec, place: Place) -> Target:
+    """The target at a location that a process can open."""
+    return spec.target.model_copy(update={"model": place.resolve(spec.target.model)})
+
+
+def located_draft(spec: DraftTrainingSpec, place: Place) -> Draft:
+    """The draft, its warm start at a location that a process can open."""
+    if spec.draft.init_from is None:
+        return spec.draft
+    return spec.draft.model_copy(update={"init_from": place.resolve(spec.draft.init_from)})
+
+
+def located_data(spec: DraftTrainingSpec, place: Place) -> Data:
+    """The data at a location that a process can open."""
+    source = spec.data.source
+    if source.file is not None:
+        source = source.model_copy(
+            update={"file": source.file.model_copy(update={"uri": place.resolve(source.file.uri)})}
+        )
+    return spec.data.model_copy(update={"source": source})
+
+
+def default_shards(spec: DraftTrainingSpec, prepared: Prepared) -> int:
+    """Shards of the hidden states: as asked for, else as many as work at the same time, and no more than documents.
+
+    A cluster's plan knows the GPUs' speed and asks `estimate.default_shards` for ten minutes each.
+    """
+    assert spec.hidden_states is not None
+    wanted = spec.hidden_states.shards or spec.hidden_states.parallelism
+    return min(wanted, max(prepared.counts.documents, 1))

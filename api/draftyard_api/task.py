@@ -1,0 +1,128 @@
+"""What one pod is told: typed JSON, resolved and frozen. A task never holds a Secret, only names of environment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from draftyard_api.names import Stage
+from draftyard_api.schema import Codec, Mode, Model
+from draftyard_api.spec import Data, Draft, Evaluate, Export, Target, Tracking, Train
+
+
+class BaseTask(Model):
+    """What every stage needs to know."""
+
+    run: str
+    """Name of the run: the object's name."""
+    uid: str
+    """Identity of the object; two objects of one name differ in it."""
+    attempt: int = 1
+    """Attempt of this stage."""
+    workspace: str
+    """Where everything is written: an absolute `file://` folder or an `s3://` prefix."""
+    target: Target
+    """The model; its location is one that a pod can open (`file://`, `hf://`, `s3://`)."""
+
+
+class PrepareTask(BaseTask):
+    """Conversations in; tokens, loss masks and the draft vocabulary out."""
+
+    stage: Literal[Stage.PREPARE] = Stage.PREPARE
+    """Which stage."""
+    mode: Mode
+    """Decides what the plan counts."""
+    draft: Draft
+    """The vocabulary's size, and the captured layers to check."""
+    data: Data
+    """The conversations; their location is one that a pod can open."""
+    train: Train
+    """For the number of steps."""
+    evaluates: bool
+    """True: held-out documents are needed."""
+    export: Export
+    """What to do when the draft is already there."""
+    frozen_sha256: str
+    """Hash of the spec's frozen fields; with what prepare resolves it makes the fingerprint."""
+
+
+class StoredStatesRef(Model):
+    """Hidden states in the workspace."""
+
+    key: str
+    """Folder below `hidden-states/`."""
+    shards: tuple[int, ...]
+    """Shards to read, complete and verified."""
+    num_shards: int
+    """Number of all shards of this cut."""
+
+
+class GenerateTask(BaseTask):
+    """Tokens and the target in; one shard of hidden states out. The shard is JOB_COMPLETION_INDEX, or `shard`."""
+
+    stage: Literal[Stage.GENERATE] = Stage.GENERATE
+    """Which stage."""
+    prepared: str
+    """Folder below `prepare/`."""
+    aux_layers: tuple[int, ...]
+    """Captured layers."""
+    codec: Codec
+    """How states are stored."""
+    num_shards: int
+    """Number of all shards."""
+    shard: int | None = None
+    """Which one, where no JOB_COMPLETION_INDEX is set."""
+
+
+class TrainTask(BaseTask):
+    """Tokens and the target (Online), or hidden states (Offline), in; checkpoints and the exported draft out."""
+
+    stage: Literal[Stage.TRAIN] = Stage.TRAIN
+    """Which stage."""
+    mode: Mode
+    """Where hidden states come from."""
+    draft: Draft
+    """The draft."""
+    aux_layers: tuple[int, ...]
+    """Captured layers, resolved."""
+    prepared: str
+    """Folder below `prepare/`."""
+    hidden_states: StoredStatesRef | None = None
+    """Offline: what to train from."""
+    train: Train
+    """How to train."""
+    draft_tokens: int = 3
+    """K of the acceptance length that picks the best checkpoint."""
+    publishes: bool
+    """True: there is no evaluate stage, so this one publishes."""
+    export: Export
+    """What to do when a draft is already there."""
+    tracking: Tracking = Tracking()
+    """Where curves go."""
+    fingerprint: str
+    """Identity of the result."""
+
+
+class EvaluateTask(BaseTask):
+    """The target, the exported draft and held-out prompts in; the acceptance length out, then the draft published."""
+
+    stage: Literal[Stage.EVALUATE] = Stage.EVALUATE
+    """Which stage."""
+    prepared: str
+    """Folder below `prepare/`."""
+    evaluate: Evaluate
+    """How to judge, and the gate."""
+    export: Export
+    """What to do when a draft is already there."""
+    fingerprint: str
+    """Identity of the result."""
+
+
+Task = Annotated[PrepareTask | GenerateTask | TrainTask | EvaluateTask, Field(discriminator="stage")]
+_TASK: TypeAdapter[PrepareTask | GenerateTask | TrainTask | EvaluateTask] = TypeAdapter(Task)
+
+
+def parse(text: str | bytes) -> PrepareTask | GenerateTask | TrainTask | EvaluateTask:
+    """Read a task file. Raises pydantic.ValidationError."""
+    return _TASK.validate_json(text)

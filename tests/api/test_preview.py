@@ -1,0 +1,84 @@
+"""`draftyard plan`: everything is said, nothing is done."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from draftyard_api import preview
+from draftyard_api.exit_codes import ExitCode
+from draftyard_api.targets import WELL_KNOWN
+
+CONFIG = WELL_KNOWN["Qwen/Qwen3-8B"]
+
+
+def write(folder, **changes):
+    spec = {
+        "mode": "Offline",
+        "target": {"model": "file://target"},
+        "data": {"source": {"file": {"uri": "file://chat.json"}}},
+        "workspace": {"pvc": {"existingClaim": "c"}},
+        "hiddenStates": {"codec": "none"},
+        **changes,
+    }
+    path = folder / "run.yaml"
+    document = {
+        "apiVersion": "draftyard.dev/v1alpha1",
+        "kind": "DraftTraining",
+        "metadata": {"name": "r"},
+        "spec": spec,
+    }
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture
+def world(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "chat.json").write_bytes(b"x" * 3_404_000)
+    return tmp_path
+
+
+def test_a_plan_shows_every_stage_and_makes_nothing(world, capsys):
+    before = sorted(world.rglob("*"))
+    assert preview.plan([str(write(world)), "--workspace", str(world / "w")]) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert all(stage in out for stage in ("prepare", "generate", "train", "total"))
+    assert "1000 documents" in out
+    assert "H100" in out
+    assert sorted(world.rglob("*")) == sorted([*before, world / "run.yaml"])
+
+
+def test_an_online_plan_has_no_generate(world, capsys):
+    file = write(world, mode="Online")
+    document = yaml.safe_load(file.read_text())
+    del document["spec"]["hiddenStates"]
+    file.write_text(yaml.safe_dump(document))
+    assert preview.plan([str(file)]) == ExitCode.OK
+    assert "generate" not in capsys.readouterr().out.partition("assumes")[0]
+
+
+def test_a_well_known_target_needs_no_download(world, capsys):
+    assert preview.plan([str(write(world, target={"model": "Qwen/Qwen3-8B"}))]) == ExitCode.OK
+    assert "steps" in capsys.readouterr().out
+
+
+def test_an_unknown_target_says_what_is_accepted(world, capsys):
+    assert preview.plan([str(write(world, target={"model": "org/other"}))]) == ExitCode.NOT_FOUND
+    err = capsys.readouterr().err
+    assert "given org/other" in err
+    assert "meta-llama/Llama-3.1-8B-Instruct" in err
+
+
+def test_a_plan_that_cannot_fit_is_refused(world, capsys):
+    data = {"source": {"preset": {"name": "sharegpt"}}, "maxSamples": 10**9}
+    assert preview.plan([str(write(world, data=data))]) == ExitCode.NO_SPACE
+    assert "data.maxSamples: " in capsys.readouterr().err
+
+
+def test_mistakes_are_all_listed(world, capsys):
+    assert preview.plan([str(write(world, mode="Both", train={"epochs": 0}))]) == ExitCode.BAD_TASK
+    assert len(capsys.readouterr().err.strip().splitlines()) == 2

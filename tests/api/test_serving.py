@@ -1,0 +1,22 @@
+"""The printed command lines are what a shell reads back."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+from draftyard_api import serving
+
+
+def test_vllm_line_carries_the_speculative_config_as_json():
+    words = shlex.split(serving.vllm("org/target", "/data/my draft", 3))
+    assert words[:3] == ["vllm", "serve", "org/target"]
+    config = json.loads(words[words.index("--speculative-config") + 1])
+    assert config == {"method": "eagle3", "model": "/data/my draft", "num_speculative_tokens": 3}
+
+
+def test_sglang_counts_the_verified_token_too():
+    words = shlex.split(serving.sglang("org/target", "/data/draft", 3))
+    assert words[words.index("--speculative-num-steps") + 1] == "3"
+    assert words[words.index("--speculative-num-draft-tokens") + 1] == "4"
+    assert words[words.index("--speculative-algorithm") + 1] == "EAGLE3"
