@@ -1,0 +1,109 @@
+"""Every end of a stage, foreseen or not, becomes a result with a code, a reason and a message."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+
+import pytest
+
+from draftyard_api.exit_codes import ExitCode, Failure
+from draftyard_api.names import Stage
+from draftyard_api.progress import StageResult
+from draftyard_api.reasons import Reason
+from draftyard_api.spec import Evaluate, Export, Target
+from draftyard_api.task import EvaluateTask
+from draftyard_trainer import process
+from draftyard_trainer.reporting import Reporter
+
+
+def raising(error: Exception):
+    def work() -> StageResult:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason", "words"),
+    [
+        pytest.param(
+            Failure(ExitCode.BAD_DATA, Reason.DATA_REJECTED, "data: empty"), 65, "DataRejected", "data: empty",
+            id="a failure keeps its words",
+        ),
+        pytest.param(
+            OSError(errno.ENOSPC, "No space left on device", "/data/x"), 79, "WorkspaceFull", "no space left (/data/x)",
+            id="a full disk",
+        ),
+        pytest.param(OSError(errno.EIO, "I/O error"), 1, "PodFailed", "I/O error", id="a broken disk"),
+        pytest.param(MemoryError("4 GiB"), 1, "OutOfMemory", "4 GiB", id="no memory"),
+        pytest.param(KeyError("lm_head"), 1, "PodFailed", "KeyError: 'lm_head'", id="a bug"),
+    ],
+)  # fmt: skip
+def test_ends(error, code, reason, words):
+    result = process.attempt(Stage.TRAIN, raising(error))
+    assert (result.exit_code, result.reason) == (code, reason)
+    assert words in result.message
+
+
+def test_a_result_passes_through():
+    done = StageResult(stage=Stage.TRAIN, message="done")
+    assert process.attempt(Stage.TRAIN, lambda: done) is done
+
+
+def test_long_messages_are_cut():
+    result = process.failed(Stage.TRAIN, ExitCode.ERROR, Reason.POD_FAILED, "x" * 5000)
+    assert len(result.message) == 1024
+
+
+def evaluate_task(**changes) -> EvaluateTask:
+    fields = {
+        "run": "r", "uid": "u", "workspace": "file:///w", "target": Target(model="a/b"), "prepared": "p",
+        "evaluate": Evaluate(), "export": Export(), "fingerprint": "f",
+    }  # fmt: skip
+    return EvaluateTask(**{**fields, **changes})
+
+
+def test_a_task_survives_its_file(tmp_path):
+    path = tmp_path / "task.json"
+    path.write_text(evaluate_task().model_dump_json(by_alias=True, exclude_none=True))
+    assert process.read_task(path, EvaluateTask) == evaluate_task()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        pytest.param(None, "No such file", id="absent"),
+        pytest.param("{", "Invalid JSON", id="no JSON"),
+        pytest.param('{"run": "r", "colour": 1}', "colour: Extra inputs are not permitted", id="unknown field"),
+        pytest.param('{"run": 7}', "run: Input should be a valid string", id="wrong type"),
+    ],
+)
+def test_a_bad_task_is_rejected_with_what_is_wrong(tmp_path, text, words):
+    path = tmp_path / "task.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(Failure, match="--task") as caught:
+        process.read_task(path, EvaluateTask)
+    assert caught.value.code == ExitCode.BAD_TASK
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_ask_for_a_stop(number):
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    reporter = Reporter(Stage.TRAIN)
+    try:
+        process.stop_on_signals(reporter)
+        os.kill(os.getpid(), number)
+        assert reporter.stop_requested
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def test_results_of_ranks_have_their_own_files(tmp_path):
+    for rank in (0, 3):
+        process.write_result(tmp_path, rank, StageResult(stage=Stage.TRAIN, message=str(rank)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.3.json", "result.json"]

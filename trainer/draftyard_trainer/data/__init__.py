@@ -1,0 +1,1 @@
+"""From conversations to documents: rows, chat templates, loss masks, the draft vocabulary, and how they are kept."""

@@ -1,0 +1,129 @@
+"""From rendered text to tokens and the spans of them that the target would have generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from draftyard_trainer.data.document import Ids
+from draftyard_trainer.data.template import Rendered, Span
+
+# n tokens, s spans
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRules:
+    """What decides tokens and masks besides the text: ids that end an answer, and the longest document."""
+
+    stop_ids: frozenset[int]
+    max_length: int
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenised:
+    """`tokens[n]` and `spans[s, 2]` (start, length; ascending, apart) of one text; without spans there is no loss."""
+
+    tokens: Ids
+    spans: Ids
+    was_truncated: bool
+    turns_without_stop: int
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """The tokens of a text, `[n]` each: ids, and the characters `[start, end)` that each of them covers."""
+
+    text: str
+    ids: Ids
+    start: Ids
+    end: Ids
+
+    @classmethod
+    def of(cls, text: str, encoding: Encoding) -> Pieces:
+        """Arrays from what the tokenizer returns."""
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        start, end = offsets[:, 0], offsets[:, 1]
+        # tokenizers with `trim_offsets` report a token of spaces as (n, n), n being its end; it begins where the token
+        # before it ended
+        previous_end = np.concatenate([[0], end[:-1]]) if len(end) else end
+        start = np.where(start < end, start, np.minimum(previous_end, start))
+        return cls(text, np.array(encoding.ids, dtype=np.int64), start, end)
+
+    def is_space(self, place: int) -> bool:
+        """Whether token `place` is nothing but space, such as a line feed that a template puts before a stop token."""
+        return not self.text[self.start[place] : self.end[place]].strip()
+
+
+def tokenise(tokenizer: Tokenizer, batch: Sequence[Rendered], rules: TokenRules) -> list[Tokenised]:
+    """Tokenise texts once each, without adding special tokens: the template has written its own bos, if it has one."""
+    # all cores work on one batch; 400 conversations of 7 kB each second on 2 cores
+    encodings = tokenizer.encode_batch([rendered.text for rendered in batch], add_special_tokens=False)
+    return [
+        supervise(Pieces.of(rendered.text, encoding), rendered.spans, rules)
+        for rendered, encoding in zip(batch, encodings, strict=True)
+    ]
+
+
+def supervise(pieces: Pieces, spans: Sequence[Span], rules: TokenRules) -> Tokenised:
+    """Find the tokens of each span, end them at their stop token, and cut what no loss can reach."""
+    ranges = [token_range(pieces, span) for span in spans]
+    ended = [with_stop(pieces, place, rules.stop_ids) for place in ranges]
+    without_stop = sum(end == 0 or int(pieces.ids[end - 1]) not in rules.stop_ids for _, end in ended)
+    # clipping after the stop token was found: a cut turn must not look like one without an end
+    kept = merged([(start, min(end, rules.max_length)) for start, end in ended])
+    num_tokens = len(pieces.ids)
+    # the token after the last supervised one is read by the specforge alignment; attention is causal, so later ones
+    # can change nothing
+    last = kept[-1][1] + 1 if kept else 0
+    return Tokenised(
+        # cut by masks alone: alignment and number of steps can change without preparing again
+        tokens=pieces.ids[: min(num_tokens, rules.max_length, last)],
+        spans=np.array([(start, end - start) for start, end in kept], dtype=np.int64).reshape(-1, 2),
+        was_truncated=num_tokens > rules.max_length,
+        turns_without_stop=without_stop,
+    )
+
+
+def token_range(pieces: Pieces, span: Span) -> tuple[int, int]:
+    """Tokens `[first, end)` that lie wholly inside a span; empty at the first token behind its start if none does.
+
+    A token that the span's border cuts is outside. Tokens of no characters count as inside when they lie between two
+    that are.
+    """
+    inside = np.flatnonzero((pieces.start >= span.start) & (pieces.end <= span.end) & (pieces.end > pieces.start))
+    if len(inside):
+        return int(inside[0]), int(inside[-1]) + 1
+    # an empty answer: the target would have written its stop token at once
+    behind = np.flatnonzero((pieces.start >= span.start) & (pieces.end > pieces.start))
+    first = int(behind[0]) if len(behind) else len(pieces.ids)
+    return first, first
+
+
+def with_stop(pieces: Pieces, place: tuple[int, int], stop_ids: frozenset[int]) -> tuple[int, int]:
+    """End a range with its stop token: the first one inside, else the next token, else the one behind a space token."""
+    start, end = place
+    # users paste special tokens into text; what follows one inside an answer was never generated in one go
+    for inside in range(start, end):
+        if int(pieces.ids[inside]) in stop_ids:
+            return start, inside + 1
+    if end < len(pieces.ids) and int(pieces.ids[end]) in stop_ids:
+        return start, end + 1
+    if end + 1 < len(pieces.ids) and int(pieces.ids[end + 1]) in stop_ids and pieces.is_space(end):
+        return start, end + 2
+    return place
+
+
+def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges in ascending order without empty ones; those that touch are one run of the mask."""
+    runs: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if end <= start:
+            continue
+        if runs and start <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], max(end, runs[-1][1]))
+        else:
+            runs.append((start, end))
+    return runs
