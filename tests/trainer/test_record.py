@@ -1,0 +1,161 @@
+"""Records: what is written comes back, and no broken byte passes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftyard_api.exit_codes import ExitCode, Failure
+from draftyard_trainer.data.document import Document
+from draftyard_trainer.hidden_states.codec import DTYPES, Layout, encode_values, require_codec
+from draftyard_trainer.hidden_states.record import (
+    CorruptRecordError,
+    aligned,
+    decode,
+    encode,
+    estimated_bytes,
+    read_header,
+)
+from draftyard_trainer.hidden_states.sample import Sample
+from draftyard_trainer.hidden_states.testing import tiny_document
+
+TINY = Layout(num_aux=2, width=3, dtype=torch.bfloat16)
+
+
+def make_sample(document: Document, layout: Layout = TINY) -> Sample:
+    """Seeded states for a document."""
+    generator = torch.Generator().manual_seed(document.doc_id % 2**31)
+    rows = len(document.label_rows())
+    return Sample(
+        document,
+        torch.randn(document.num_tokens, layout.num_aux * layout.width, generator=generator).to(layout.dtype),
+        torch.randn(rows, layout.width, generator=generator).to(layout.dtype),
+        torch.randint(0, 1000, (rows,), generator=generator, dtype=torch.int32),
+        torch.randn(rows, generator=generator),
+    )
+
+
+def assert_equal(one: Sample, other: Sample) -> None:
+    """Equal in every bit."""
+    assert one.document.doc_id == other.document.doc_id
+    assert one.document.tokens.tolist() == other.document.tokens.tolist()
+    assert one.document.spans.tolist() == other.document.spans.tolist()
+    for name in ("aux", "last", "tok", "lse"):
+        left, right = getattr(one, name), getattr(other, name)
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(0, 2**64 - 1),
+    st.sampled_from(DTYPES),
+    st.integers(1, 4),
+    st.booleans(),
+)
+@settings(max_examples=50, deadline=None)
+def test_what_is_written_comes_back(
+    length: int, doc_id: int, dtype: torch.dtype, num_aux: int, has_labels: bool
+) -> None:
+    layout = Layout(num_aux, 3, dtype)
+    document = tiny_document(7, length)
+    spans = document.spans if has_labels else np.zeros((0, 2), dtype=np.int64)
+    document = Document(doc_id, document.tokens, spans)
+    sample = make_sample(document, layout)
+    record = encode(sample)
+    assert_equal(decode(record, layout), sample)
+    assert aligned(len(record)) == estimated_bytes(document, layout)
+
+
+def test_all_bfloat16_patterns_survive() -> None:
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
+    document = tiny_document(1, 8192)
+    sample = make_sample(document, Layout(2, 4, torch.bfloat16))
+    sample = Sample(document, patterns.reshape(8192, 8), sample.last, sample.tok, sample.lse)
+    back = decode(encode(sample), Layout(2, 4, torch.bfloat16))
+    assert torch.equal(back.aux.view(torch.int16), sample.aux.view(torch.int16))
+
+
+def test_the_format_is_the_documented_one() -> None:
+    """Byte by byte, so that another program can read it."""
+    document = Document(5, np.array([1, 2, 3]), np.array([[1, 1]]))
+    record = encode(make_sample(document))
+    assert record[:8] == b"DYR1" + b"\x01\x00" + b"\x00\x00"
+    numbers = np.frombuffer(record[8:16], "<u8").tolist() + np.frombuffer(record[16:28], "<u4").tolist()
+    assert numbers == [5, 3, 3, 1]
+    assert np.frombuffer(record[32:48], "<u8").tolist() == [3 * 2 * 3 * 2, 3 * 3 * 2]
+    assert record[48:64] == bytes(16)
+    assert np.frombuffer(record[64:84], "<u4").tolist() == [1, 2, 3, 1, 1]
+    assert len(record) == 64 + 12 + 8 + 12 + 12 + 36 + 18
+
+
+def test_states_elsewhere_do_not_matter() -> None:
+    """A sample may be a view into a batch, with gaps."""
+    sample = make_sample(tiny_document(2, 10))
+    wide = torch.zeros(10, 12, dtype=torch.bfloat16)
+    wide[:, ::2] = sample.aux
+    view = Sample(sample.document, wide[:, ::2], sample.last, sample.tok, sample.lse)
+    assert encode(view) == encode(sample)
+
+
+# -- Broken bytes ------------------------------------------------------------------------------------
+
+WHOLE = encode(make_sample(tiny_document(3, 9)))
+
+
+def test_every_flipped_byte_is_found() -> None:
+    for place in range(len(WHOLE)):
+        broken = bytearray(WHOLE)
+        broken[place] ^= 0xFF
+        with pytest.raises(CorruptRecordError):
+            decode(bytes(broken), TINY)
+
+
+def test_every_length_but_the_right_one_is_found() -> None:
+    for length in range(len(WHOLE)):
+        with pytest.raises(CorruptRecordError):
+            decode(WHOLE[:length], TINY)
+    with pytest.raises(CorruptRecordError):
+        decode(WHOLE + b"\0", TINY)
+
+
+@given(st.binary(max_size=300), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_noise_is_an_error_and_never_a_crash(noise: bytes, has_magic: bool) -> None:
+    with pytest.raises(CorruptRecordError):
+        decode((WHOLE[:8] if has_magic else b"") + noise, TINY)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(Layout(2, 3, torch.float16), id="another dtype"),
+        pytest.param(Layout(1, 3, torch.bfloat16), id="other layers"),
+        pytest.param(Layout(3, 2, torch.bfloat16), id="another width of the same size"),
+    ],
+)
+def test_a_record_of_another_cache(layout: Layout) -> None:
+    read_header(WHOLE)
+    with pytest.raises(CorruptRecordError, match="expected"):
+        decode(WHOLE, layout)
+
+
+# -- Codecs ------------------------------------------------------------------------------------------
+
+
+def test_codecs_of_later_versions_are_refused() -> None:
+    require_codec("none")
+    for name in ("lossless", "balanced", "compact"):
+        with pytest.raises(
+            Failure, match=rf"hiddenStates\.codec: given {name}; accepted in this version: none"
+        ) as caught:
+            require_codec(name)
+        assert caught.value.code is ExitCode.UNSUPPORTED
+
+
+def test_doubles_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"given states in torch\.float64"):
+        encode_values(torch.zeros(1, dtype=torch.float64))

@@ -1,0 +1,309 @@
+"""The stage `generate`: the target's hidden states of one shard of the documents, stored and verified.
+
+Parts that an earlier attempt committed are not made again; a killed pod loses the part that it was working on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from draftyard_api import __version__
+from draftyard_api.exit_codes import ExitCode, Failure
+from draftyard_api.names import ENV_SHARD, MANIFEST, hidden_states_path, shard_path
+from draftyard_api.progress import StageResult, StoredStates
+from draftyard_api.reasons import Reason
+from draftyard_api.task import GenerateTask
+from draftyard_trainer import process
+from draftyard_trainer.data.document import Document
+from draftyard_trainer.data.prepared import PreparedDataset
+from draftyard_trainer.hidden_states.codec import Layout, require_codec
+from draftyard_trainer.hidden_states.key import PROBE_FILE, TARGET_FILE, USERS, StatesKey, require_key
+from draftyard_trainer.hidden_states.probe import probe_capture
+from draftyard_trainer.hidden_states.record import estimated_bytes
+from draftyard_trainer.hidden_states.sample import Sample
+from draftyard_trainer.hidden_states.shard import (
+    PART_BYTES,
+    Part,
+    PartSummary,
+    Shard,
+    ShardManifest,
+    Skipped,
+    cut_parts,
+    documents_of,
+    index_bytes,
+)
+from draftyard_trainer.reporting import Reporter
+from draftyard_trainer.storage.opening import open_store
+from draftyard_trainer.storage.store import Store
+from draftyard_trainer.target.capture import DTYPES, CapturedTarget, compute_dtype, default_device
+from draftyard_trainer.target.head import TargetHead
+from draftyard_trainer.target.location import TargetFiles, locate
+
+GPU_GROUP_TOKENS = 32768
+CPU_GROUP_TOKENS = 2048
+"""Tokens captured between two looks at signals: a few seconds. A GPU sorts these many by length for its batches."""
+MAX_SKIPPED_SHARE = 0.001
+"""Documents with values that are not finite; one is always allowed."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One shard to make, and from what."""
+
+    store: Store
+    shard: Shard
+    number: int
+    key: StatesKey
+    task: GenerateTask
+    dataset: PreparedDataset
+    files: TargetFiles
+
+    @property
+    def folder(self) -> str:
+        """What all shards share."""
+        return hidden_states_path(self.key.name(), self.task.num_shards)
+
+    @property
+    def layout(self) -> Layout:
+        """What the records look like."""
+        width = int(self.files.config["hidden_size"])
+        return Layout(len(self.task.aux_layers), width, DTYPES[self.task.target.dtype])
+
+
+def generate(task: GenerateTask, reporter: Reporter) -> StageResult:
+    """Store one shard, unless it is there.
+
+    Raises Failure: UNSUPPORTED for a codec or a target that cannot be used, BAD_DATA when a whole batch is not finite,
+    BAD_SHARD for too many such documents, STALE_INPUT for another cache in the way, NO_SPACE, INTERRUPTED.
+    """
+    return generate_in(open_store(task.workspace), task, reporter)
+
+
+def generate_in(store: Store, task: GenerateTask, reporter: Reporter, part_bytes: int = PART_BYTES) -> StageResult:
+    """The same, in a store that is open."""
+    work = plan_work(store, task)
+    write_common_files(work)
+    manifest = work.shard.manifest()
+    if manifest is None or manifest.key != work.key.sha256():
+        target = CapturedTarget.load(work.files, task.target.dtype, task.aux_layers)
+        probe_once(work, target)
+        manifest = make_shard(work, target, reporter, part_bytes)
+    work.shard.tidy(manifest)
+    return result(work, manifest)
+
+
+def plan_work(store: Store, task: GenerateTask) -> Work:
+    """Open what the task names. Raises Failure."""
+    require_codec(task.codec)
+    number = shard_number(task)
+    dataset = PreparedDataset.open(store, task.prepared)
+    files = locate(task.target)
+    key = states_key(task, files, dataset)
+    shard = Shard(store, shard_path(key.name(), task.num_shards, number))
+    return Work(store, shard, number, key, task, dataset, files)
+
+
+def shard_number(task: GenerateTask) -> int:
+    """The task's own number, else the pod's completion index. Raises Failure(BAD_TASK) without either."""
+    given = os.environ.get(ENV_SHARD) if task.shard is None else str(task.shard)
+    if given is None or not given.isdecimal() or int(given) >= task.num_shards:
+        message = f"shard: given {given}; accepted: 0 to {task.num_shards - 1}, in {ENV_SHARD} or in the task"
+        raise Failure(ExitCode.BAD_TASK, Reason.TASK_REJECTED, message)
+    return int(given)
+
+
+def states_key(task: GenerateTask, files: TargetFiles, dataset: PreparedDataset) -> StatesKey:
+    """Everything that decides what is stored."""
+    manifest = dataset.manifest
+    nothing = torch.empty(0)
+    head = TargetHead(nothing, nothing, nothing, files.config)
+    quantisation = files.raw_config.get("quantization_config") or {}
+    return StatesKey(
+        target=files.identity,
+        dtype=task.target.dtype,
+        quantisation=str(quantisation.get("quant_method")) if quantisation else None,
+        logit_scale=repr(head.logit_scale),
+        soft_cap=None if head.soft_cap is None else repr(head.soft_cap),
+        tokenizer_sha256=manifest.key.tokenizer_sha256,
+        template_sha256=manifest.key.template_sha256,
+        template_kwargs=manifest.key.template_kwargs,
+        tokens_sha256=manifest.tokens_sha256,
+        aux_layers=task.aux_layers,
+        codec=task.codec,
+        compute_dtype=str(compute_dtype(default_device(), task.target.dtype)).removeprefix("torch."),
+    )
+
+
+# -- What all shards share ----------------------------------------------------------------------
+
+
+def write_common_files(work: Work) -> None:
+    """The key, the target's head, the run's mark: whoever finds them absent writes them, all would write the same."""
+    store, folder = work.store, work.folder
+    require_key(store, folder, work.key)
+    if not store.exists(f"{folder}/{TARGET_FILE}"):
+        head = TargetHead.from_folder(work.files.path, work.files.config)
+        store.publish(f"{folder}/{TARGET_FILE}", head.serialise())
+    if not store.exists(f"{folder}/{USERS}/{work.task.run}"):
+        store.publish(f"{folder}/{USERS}/{work.task.run}", b"")
+
+
+def probe_once(work: Work, target: CapturedTarget) -> None:
+    """Check the captured states of one document, once per key. Raises Failure(UNSUPPORTED)."""
+    name = f"{work.folder}/{PROBE_FILE}"
+    if not work.store.exists(name):
+        longest = int(np.argmax(work.dataset.lengths))
+        probe = probe_capture(target, work.dataset.document(longest))
+        work.store.publish(name, probe.model_dump_json(by_alias=True, indent=1).encode())
+
+
+# -- The shard ------------------------------------------------------------------------------------
+
+
+def make_shard(work: Work, target: CapturedTarget, reporter: Reporter, part_bytes: int) -> ShardManifest:
+    """Make the parts that are not committed yet, then index and manifest; or take what another attempt completed."""
+    started = time.monotonic()
+    doc_ids = documents_of(len(work.dataset), work.number, work.task.num_shards)
+    sizes = np.array([estimated_bytes(work.dataset.document(doc_id), work.layout) for doc_id in doc_ids.tolist()])
+    cut = cut_parts(doc_ids, work.dataset.lengths[doc_ids], sizes, part_bytes)
+    parts = [work.shard.committed(number, ids) for number, ids in enumerate(cut)]
+    found = sum(place.tokens for part in parts if part for place in part.records)
+    reporter.begin("capturing", "tokens", total=int(work.dataset.lengths[doc_ids].sum()), done=found)
+    for number, ids in enumerate(cut):
+        if parts[number] is None:
+            beaten_by = work.shard.manifest()
+            if beaten_by is not None and beaten_by.key == work.key.sha256():
+                return beaten_by
+            require_space(work.store, 2 * sum(sizes[np.isin(doc_ids, ids)].tolist()))
+            parts[number] = work.shard.commit(number, captured(work, target, ids, reporter))
+        refuse_many_skipped(parts[: number + 1], len(doc_ids), work.shard.folder)
+    made = [part for part in parts if part is not None]
+    manifest = summarise(work, made, Effort(target.device, time.monotonic() - started, found))
+    work.shard.complete(manifest, made)
+    return manifest
+
+
+def captured(work: Work, target: CapturedTarget, ids: Sequence[int], reporter: Reporter) -> Iterator[Sample | Skipped]:
+    """The samples of some documents, in their order, captured in groups; documents that are not finite are named."""
+    for group in groups([work.dataset.document(doc_id) for doc_id in ids], target.device):
+        samples = [judged(sample, work.task.aux_layers) for sample in target.capture(group)]
+        if len(samples) > 1 and all(isinstance(sample, Skipped) for sample in samples):
+            message = (
+                f"target.dtype: given {work.task.target.dtype}; all states of {len(group)} documents in a row are not "
+                "finite; accepted: the dtype that the target was made for, as in its config.json"
+            )
+            raise Failure(ExitCode.BAD_DATA, Reason.DATA_REJECTED, message)
+        yield from samples
+        reporter.advance(sum(document.num_tokens for document in group))
+
+
+def groups(documents: Sequence[Document], device: torch.device) -> Iterator[list[Document]]:
+    """Consecutive documents whose tokens are captured together; a longer one goes alone."""
+    budget = GPU_GROUP_TOKENS if device.type == "cuda" else CPU_GROUP_TOKENS
+    group: list[Document] = []
+    for document in documents:
+        if group and sum(each.num_tokens for each in group) + document.num_tokens > budget:
+            yield group
+            group = []
+        group.append(document)
+    if group:
+        yield group
+
+
+def judged(sample: Sample, aux_layers: Sequence[int]) -> Sample | Skipped:
+    """The sample, or, when a value in it is not finite, its name and the first state that has one."""
+    layers = zip(map(str, aux_layers), sample.aux.tensor_split(len(aux_layers), dim=-1), strict=True)
+    for name, values in (*layers, ("last", sample.last), ("lse", sample.lse)):
+        if not bool(torch.isfinite(values).all()):
+            return Skipped(doc_id=sample.document.doc_id, reason="NotFinite", layer=name)
+    return sample
+
+
+def require_space(store: Store, wanted: int) -> None:
+    """Raises Failure(NO_SPACE) before a part that would not fit, with as much again to spare."""
+    free = store.free_bytes()
+    if free is not None and free < wanted:
+        message = f"workspace: {store.uri} has {free} bytes free, less than {wanted}; free some, or enlarge it"
+        raise Failure(ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, message)
+
+
+def refuse_many_skipped(parts: Sequence[Part | None], documents: int, where: str) -> None:
+    """Raises Failure(BAD_SHARD) when more documents are not finite than chance explains."""
+    skipped = [each for part in parts if part for each in part.skipped]
+    allowed = max(1, int(MAX_SKIPPED_SHARE * documents))
+    if len(skipped) > allowed:
+        message = (
+            f"{where}: {len(skipped)} of {documents} documents have states that are not finite (document "
+            f"{skipped[0].doc_id}, {skipped[0].layer}); accepted: {allowed}; check target.dtype"
+        )
+        raise Failure(ExitCode.BAD_SHARD, Reason.SHARDS_FAILED, message)
+
+
+# -- What comes out -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What an attempt took: seconds, and the tokens that it found done."""
+
+    device: torch.device
+    seconds: float
+    found_tokens: int
+
+
+def summarise(work: Work, parts: Sequence[Part], effort: Effort) -> ShardManifest:
+    """The manifest of a finished shard."""
+    places = [place for part in parts for place in part.records]
+    tokens = sum(place.tokens for place in places)
+    captured_tokens = tokens - effort.found_tokens
+    return ShardManifest(
+        key=work.key.sha256(),
+        shard=work.number,
+        shards=work.task.num_shards,
+        codec=work.task.codec,
+        documents=len(places),
+        tokens=tokens,
+        label_rows=sum(place.labels for place in places),
+        bytes=sum(part.bytes for part in parts),
+        parts=tuple(
+            PartSummary(file=part.file, bytes=part.bytes, sha256=part.sha256, documents=len(part.records))
+            for part in parts
+        ),
+        skipped=tuple(skipped for part in parts for skipped in part.skipped),
+        index_sha256=hashlib.sha256(index_bytes(parts)).hexdigest(),
+        product=__version__,
+        device=torch.cuda.get_device_name(effort.device) if effort.device.type == "cuda" else "cpu",
+        seconds=round(effort.seconds, 3),
+        tokens_per_second=round(captured_tokens / max(effort.seconds, 1e-9), 1) if captured_tokens else None,
+    )
+
+
+def result(work: Work, manifest: ShardManifest) -> StageResult:
+    """How the stage ended."""
+    content = work.store.read(f"{work.shard.folder}/{MANIFEST}")
+    return StageResult(
+        stage=work.task.stage,
+        message=f"{manifest.documents} documents, {manifest.tokens} tokens, {len(manifest.skipped)} skipped",
+        manifest_sha256=hashlib.sha256(content).hexdigest(),
+        bytes=manifest.bytes,
+        hidden_states=StoredStates(
+            key=work.key.name(),
+            shard=work.number,
+            shards=work.task.num_shards,
+            documents=manifest.documents,
+            tokens=manifest.tokens,
+            bytes=manifest.bytes,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(process.main(GenerateTask, generate))

@@ -1,0 +1,1 @@
+"""Hidden states: one document's states in memory, how they are stored, and the two sources that yield them."""

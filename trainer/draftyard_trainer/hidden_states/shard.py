@@ -1,0 +1,266 @@
+"""A shard: the documents that one index of the Job stores, in parts that are committed one by one.
+
+    part-000.<attempt>.bin   records          part-000.json   commit marker, names the .bin
+    index.bin                all records      MANIFEST.json   last: complete and verified
+
+A data file carries its attempt in its name and the marker names it: two pods of one index cannot mix bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import ValidationError
+
+from draftyard_api.names import MANIFEST
+from draftyard_api.schema import Model
+from draftyard_trainer.data.document import Ids
+from draftyard_trainer.hidden_states.record import CorruptRecordError, aligned, encode, read_header
+from draftyard_trainer.hidden_states.sample import Sample
+from draftyard_trainer.storage.store import Store
+
+FORMAT = 1
+PART_BYTES = 512 * 2**20
+PART_TOKENS = 32768
+"""A part ends at the first of these two: it is what a killed pod loses, a minute's work at most on a CPU."""
+INDEX = "index.bin"
+INDEX_DTYPE = np.dtype(
+    [("doc_id", "<u8"), ("part", "<u4"), ("offset", "<u8"), ("bytes", "<u8"), ("tokens", "<u4"), ("labels", "<u4")]
+)
+
+
+class Place(Model):
+    """Where one record lies in its part."""
+
+    doc_id: int
+    """Document."""
+    offset: int
+    """First byte, a multiple of 64."""
+    bytes: int
+    """Length, without padding."""
+    tokens: int
+    """Its tokens."""
+    labels: int
+    """Its label rows."""
+
+
+class Skipped(Model):
+    """A document that is not stored."""
+
+    doc_id: int
+    """Document."""
+    reason: str
+    """Why."""
+    layer: str
+    """Which of its states: a captured layer's index, `last` or `lse`."""
+
+
+class Part(Model):
+    """Commit marker: it is written when the data file is whole and durable."""
+
+    format: int = FORMAT
+    """Version of this file."""
+    number: int
+    """Place in the shard."""
+    file: str
+    """Data file, in the same folder."""
+    bytes: int
+    """Its size."""
+    sha256: str
+    """Of its content."""
+    records: tuple[Place, ...]
+    """Its records, in order."""
+    skipped: tuple[Skipped, ...]
+    """Documents of this part that are not stored."""
+
+    @property
+    def doc_ids(self) -> list[int]:
+        """All documents of the part, stored or not, ascending."""
+        return sorted([place.doc_id for place in self.records] + [skipped.doc_id for skipped in self.skipped])
+
+
+class PartSummary(Model):
+    """A part in the shard's manifest."""
+
+    file: str
+    """Data file."""
+    bytes: int
+    """Its size."""
+    sha256: str
+    """Of its content."""
+    documents: int
+    """Records."""
+
+
+class ShardManifest(Model):
+    """Written last: the shard is complete, and every part was verified."""
+
+    format: int = FORMAT
+    """Version of this file."""
+    key: str
+    """Full hash of the key document."""
+    shard: int
+    """Number of the shard."""
+    shards: int
+    """Number of all shards of this cut."""
+    codec: str
+    """How states are stored."""
+    documents: int
+    """Stored documents."""
+    tokens: int
+    """Their tokens."""
+    label_rows: int
+    """Their label rows."""
+    bytes: int
+    """Bytes of all parts."""
+    parts: tuple[PartSummary, ...]
+    """In order."""
+    skipped: tuple[Skipped, ...]
+    """Documents that are not stored."""
+    index_sha256: str
+    """Of index.bin."""
+    product: str
+    """Version of Draftyard."""
+    device: str
+    """What the last attempt computed on."""
+    seconds: float
+    """Time of the last attempt."""
+    tokens_per_second: float | None
+    """Its rate; None when it captured nothing."""
+
+
+def documents_of(num_documents: int, shard: int, shards: int) -> Ids:
+    """Document d belongs to shard d mod S, ascending."""
+    return np.arange(shard, num_documents, shards, dtype=np.int64)
+
+
+def cut_parts(doc_ids: Ids, lengths: Ids, sizes: Ids, part_bytes: int = PART_BYTES) -> list[list[int]]:
+    """Consecutive documents of at most `part_bytes` and PART_TOKENS; a larger document is a part of its own.
+
+    It depends on what `prepare` wrote alone, so every attempt cuts alike.
+    """
+    parts: list[list[int]] = []
+    bytes_left = tokens_left = 0
+    for doc_id, length, size in zip(doc_ids.tolist(), lengths.tolist(), sizes.tolist(), strict=True):
+        if not parts or size > bytes_left or length > tokens_left:
+            parts.append([])
+            bytes_left, tokens_left = part_bytes, PART_TOKENS
+        parts[-1].append(doc_id)
+        bytes_left -= size
+        tokens_left -= length
+    return parts
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard's folder in a store."""
+
+    store: Store
+    folder: str
+
+    def manifest(self) -> ShardManifest | None:
+        """The manifest of a complete shard, else None."""
+        try:
+            return ShardManifest.model_validate_json(self.store.read(f"{self.folder}/{MANIFEST}"))
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def committed(self, number: int, doc_ids: Sequence[int]) -> Part | None:
+        """A part with these documents that an earlier attempt committed, and whose first record reads back."""
+        try:
+            part = Part.model_validate_json(self.store.read(self._marker(number)))
+        except (FileNotFoundError, ValidationError):
+            return None
+        is_whole = self.store.size(f"{self.folder}/{part.file}") == part.bytes
+        is_ours = part.number == number and part.doc_ids == list(doc_ids)
+        return part if is_whole and is_ours and self._reads_back(part) else None
+
+    def _reads_back(self, part: Part) -> bool:
+        if not part.records:
+            return True
+        place = part.records[0]
+        record = self.store.read_range(f"{self.folder}/{part.file}", place.offset, place.bytes)
+        return is_intact(record, place.doc_id)
+
+    def commit(self, number: int, captured: Iterable[Sample | Skipped]) -> Part:
+        """Write a part's data file as its samples come, in their order, then its marker.
+
+        Nothing is visible when `captured` raises.
+        """
+        file = f"part-{number:03d}.{secrets.token_hex(4)}.bin"
+        places: list[Place] = []
+        skipped: list[Skipped] = []
+        digest = hashlib.sha256()
+        offset = 0
+        with self.store.create(f"{self.folder}/{file}") as sink:
+            for each in captured:
+                if isinstance(each, Skipped):
+                    skipped.append(each)
+                    continue
+                record = encode(each)
+                padded = record.ljust(aligned(len(record)), b"\0")
+                sink.write(padded)
+                digest.update(padded)
+                places.append(describe(each, offset, len(record)))
+                offset += len(padded)
+        part = Part(
+            number=number,
+            file=file,
+            bytes=offset,
+            sha256=digest.hexdigest(),
+            records=tuple(places),
+            skipped=tuple(skipped),
+        )
+        self.store.publish(self._marker(number), part.model_dump_json(by_alias=True).encode())
+        return part
+
+    def complete(self, manifest: ShardManifest, parts: Sequence[Part]) -> None:
+        """Write the index and then, as the very last, the manifest."""
+        self.store.publish(f"{self.folder}/{INDEX}", index_bytes(parts))
+        content = manifest.model_dump_json(by_alias=True, indent=1).encode()
+        self.store.publish(f"{self.folder}/{MANIFEST}", content)
+
+    def tidy(self, manifest: ShardManifest) -> None:
+        """Remove what killed or beaten attempts left in a complete shard."""
+        files = {part.file for part in manifest.parts}
+        for name in self.store.list(self.folder):
+            if name.endswith(".bin") and name.rpartition("/")[2] not in files | {INDEX}:
+                self.store.delete(name)
+        self.store.sweep(self.folder)
+
+    def distrust(self, part: int | None = None) -> None:
+        """Take back that the shard is complete, and that one part is committed: generate then makes only that again."""
+        self.store.delete(f"{self.folder}/{MANIFEST}")
+        if part is not None:
+            self.store.delete(self._marker(part))
+
+    def _marker(self, number: int) -> str:
+        return f"{self.folder}/part-{number:03d}.json"
+
+
+def is_intact(record: bytes, doc_id: int) -> bool:
+    """Whether a record reads back and is the one of this document."""
+    try:
+        return read_header(record).doc_id == doc_id
+    except CorruptRecordError:
+        return False
+
+
+def describe(sample: Sample, offset: int, size: int) -> Place:
+    """The index entry of a record."""
+    document = sample.document
+    return Place(doc_id=document.doc_id, offset=offset, bytes=size, tokens=document.num_tokens, labels=len(sample.tok))
+
+
+def index_bytes(parts: Sequence[Part]) -> bytes:
+    """All records of a shard, in order."""
+    rows = [
+        (place.doc_id, part.number, place.offset, place.bytes, place.tokens, place.labels)
+        for part in parts
+        for place in part.records
+    ]
+    return np.array(rows, dtype=INDEX_DTYPE).tobytes()

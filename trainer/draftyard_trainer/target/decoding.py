@@ -1,0 +1,70 @@
+"""Greedy decoding of a batch, written out: a model's own generation defaults (penalties, sampling) must not count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from draftyard_trainer.data.document import Ids
+
+# B prompts that still run, T tokens of the longest prompt
+
+KEEP_SHARE = 0.75
+"""Finished rows leave the batch when so few are left: each time costs a copy of the keys and values."""
+
+
+def decode_greedily(
+    next_tokens: Callable[..., Tensor],
+    config: Any,
+    prompts: Sequence[Ids],
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    device: torch.device,
+) -> list[Ids]:
+    """Replies up to and with the first of `stop_ids`, or `max_new_tokens` long.
+
+    `next_tokens` takes the inputs of a transformers backbone and returns the most likely next token of each row, `[B]`.
+    Prompts are padded on the left, where a mask hides the padding. Raises ValueError for an empty prompt.
+    """
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise ValueError("given an empty prompt; accepted: at least one token to answer to")
+    replies: list[list[int]] = [[] for _ in prompts]
+    stops = frozenset(stop_ids)
+    places = list(range(len(prompts)))
+    ids_BT, mask_BT = pad_left(prompts, device)
+    cache = DynamicCache(config=config)
+    for _ in range(max_new_tokens if prompts else 0):
+        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+        chosen_B = next_tokens(
+            input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, past_key_values=cache
+        ).to(torch.int64)
+        for place, token in zip(places, chosen_B.tolist(), strict=True):
+            if not (replies[place] and replies[place][-1] in stops):
+                replies[place].append(token)
+        running = [row for row, place in enumerate(places) if replies[place][-1] not in stops]
+        if not running:
+            break
+        if len(running) <= KEEP_SHARE * len(places):
+            rows = torch.tensor(running, device=device)
+            cache.batch_select_indices(rows)
+            chosen_B, mask_BT = chosen_B[rows], mask_BT[rows]
+            places = [places[row] for row in running]
+        ids_BT = chosen_B[:, None]
+        mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=-1)
+    return [np.array(reply, dtype=np.int64) for reply in replies]
+
+
+def pad_left(prompts: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask, `[B, T]` each: prompts end together."""
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    ids_BT = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, prompt in enumerate(prompts):
+        ids_BT[row, longest - len(prompt) :] = torch.from_numpy(prompt)
+        mask_BT[row, longest - len(prompt) :] = 1
+    return ids_BT.to(device), mask_BT.to(device)
