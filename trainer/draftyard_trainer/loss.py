@@ -1,0 +1,297 @@
+"""The loss of an unroll: linear layer and cross-entropy in one, the teacher computed once for all steps.
+
+Chunks of label rows go through the target's head once; every student row that is asked about one of them is handled
+while its teacher is there. Gradients are formed in the forward pass, so no `[rows, D]` tensor outlives its chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from draftyard_api.schema import Objective
+from draftyard_trainer.draft.model import DraftModel
+from draftyard_trainer.metrics import MetricSums
+from draftyard_trainer.rows import PackedRow
+from draftyard_trainer.target.head import TargetHead, product
+from draftyard_trainer.ttt import Guess, supervised_hidden
+
+# T steps, M student rows of all steps, C label rows of a chunk, S student rows of a chunk at one step, H width,
+# D draft vocabulary, r label rows
+
+DECAY = 0.8
+"""Weight of step k is DECAY ** k."""
+CHUNK_BYTES = 64 * 2**20
+"""Size of one `[C, D]` fp32 tensor; about five of them live at once."""
+MIN_ALPHA = 1e-8
+HYBRID_ETA = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """The target's head over the draft vocabulary."""
+
+    weight_DH: Tensor
+    ids: Tensor
+    head: TargetHead
+
+    @classmethod
+    def of(cls, head: TargetHead, ids: Tensor) -> Teacher:
+        """Take the rows of the draft vocabulary, `ids` `[D]`, once."""
+        return cls(head.lm_head[ids.to(head.lm_head.device)], ids, head)
+
+    def logits(self, last_CH: Tensor) -> Tensor:
+        """Scaled and capped logits `[C, D]`, fp32 or wider."""
+        weight = self.weight_DH
+        return self.head.cap(wide_product(last_CH.to(weight.device, weight.dtype), weight))
+
+
+@dataclass(frozen=True, eq=False)
+class LossConfig:
+    """What the loss is. `step_scales[k]` multiplies the sum over the supervised pairs of step k."""
+
+    step_scales: Tensor
+    objective: Objective = "kl"
+    keeps_out_of_vocab: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class StepLoss:
+    """Loss of one row, ready for backward, and the sums behind its metrics."""
+
+    total: Tensor
+    sums: MetricSums
+
+
+def step_scales(gated: Tensor, decay: float = DECAY) -> Tensor:
+    """`[T]`: `decay^k / sum(decay) / N_k` with `gated[k]` = N_k, the supervised pairs of the whole optimizer step.
+
+    N_k comes from masks alone, so the gradient depends on neither packing nor micro-batches nor world size.
+    """
+    weights = decay ** torch.arange(len(gated), dtype=torch.float64)
+    return weights / weights.sum() / gated.to("cpu", torch.float64).clamp(min=1)
+
+
+def ttt_loss(
+    draft: DraftModel, guesses: Sequence[Guess], row: PackedRow, teacher: Teacher, config: LossConfig
+) -> StepLoss:
+    """Loss and metrics of an unrolled row. Without gradients enabled only the numbers are made."""
+    asked = [supervised_hidden(guess, gate_N) for guess, gate_N in zip(guesses, row.gates_TN, strict=True)]
+    labels = [row.label_TN[step][guess.rows] for step, guess in enumerate(asked)]
+    normed_MH = draft.norm(torch.cat([guess.hidden for guess in asked]))
+    total, grades = _FusedLoss.apply(normed_MH, draft.lm_head.weight, row, labels, teacher, config)
+    return StepLoss(total, summed(grades, asked, row))
+
+
+@dataclass(frozen=True, eq=False)
+class Grades:
+    """Per student row of all steps, `[M]`, in the order of the steps."""
+
+    loss: Tensor
+    ce: Tensor
+    entropy: Tensor
+    accept: Tensor
+    hit: Tensor
+    in_vocab: Tensor
+
+    @classmethod
+    def empty(cls, count: int, device: torch.device) -> Grades:
+        """To be filled chunk by chunk."""
+        numbers = {
+            name: torch.zeros(count, dtype=torch.float64, device=device) for name in ("loss", "ce", "entropy", "accept")
+        }
+        flags = {name: torch.zeros(count, dtype=torch.bool, device=device) for name in ("hit", "in_vocab")}
+        return cls(**numbers, **flags)
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Sum of the weighted objective over all student rows; its gradients are made on the way."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917  autograd passes values one by one
+        ctx: torch.autograd.function.FunctionCtx,
+        normed_MH: Tensor,
+        weight_DH: Tensor,
+        row: PackedRow,
+        labels: Sequence[Tensor],
+        teacher: Teacher,
+        config: LossConfig,
+    ) -> tuple[Tensor, Grades]:
+        wide = torch.promote_types(weight_DH.dtype, torch.float32)
+        grad_MH = torch.zeros_like(normed_MH) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
+        grad_DH = torch.zeros_like(weight_DH, dtype=wide) if ctx.needs_input_grad[1] else None  # type: ignore[attr-defined]
+        grades = Grades.empty(len(normed_MH), normed_MH.device)
+        starts = [0]
+        for label in labels:
+            starts.append(starts[-1] + len(label))
+        for low, high in chunk_bounds(len(row.last), len(weight_DH)):
+            parts = [label_slice(label, low, high) for label in labels]
+            if not any(part.stop > part.start for part in parts):
+                continue
+            chunk = teach(teacher, row, low, high)
+            for step, (part, label) in enumerate(zip(parts, labels, strict=True)):
+                if part.stop == part.start:
+                    continue
+                place = slice(starts[step] + part.start, starts[step] + part.stop)
+                y_SH = normed_MH[place]
+                logits_SD = wide_product(y_SH, weight_DH)
+                graded = grade(logits_SD, chunk.of(label[part] - low), float(config.step_scales[step]), config)
+                graded.store(grades, place)
+                dlogits_SD = graded.dlogits.to(weight_DH.dtype)
+                if grad_MH is not None:
+                    grad_MH[place] = dlogits_SD @ weight_DH
+                if grad_DH is not None:
+                    grad_DH.add_((dlogits_SD.T @ y_SH).to(wide))
+        kept = (grad_MH, None if grad_DH is None else grad_DH.to(weight_DH.dtype))
+        ctx.save_for_backward(*kept)  # type: ignore[arg-type]
+        return grades.loss.sum().to(wide), grades
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        # A frozen head has none, nor has a frozen draft under a trained head.
+        saved: tuple[Tensor | None, ...] = ctx.saved_tensors  # type: ignore[attr-defined]
+        upstream = grad_outputs[0]
+        scaled = [None if grad is None else grad * upstream.to(grad.dtype) for grad in saved]
+        return *scaled, None, None, None, None
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """The teacher of some rows: probabilities over the draft vocabulary, and what it chose."""
+
+    p: Tensor
+    entropy: Tensor
+    p_absolute: Tensor
+    """Probability mass of the draft vocabulary in the target's own distribution, `[C]`: p times it is absolute."""
+    choice: Tensor
+    """The target's first choice as a draft id; any value where it is out of the vocabulary."""
+    in_vocab: Tensor
+
+    def of(self, index: Tensor) -> Lesson:
+        """The lesson of the given rows; all rows in order cost nothing."""
+        if len(index) == len(self.p) and bool((index == torch.arange(len(index), device=index.device)).all()):
+            return self
+        return Lesson(
+            self.p[index], self.entropy[index], self.p_absolute[index], self.choice[index],
+            self.in_vocab[index],
+        )  # fmt: skip
+
+
+def teach(teacher: Teacher, row: PackedRow, low: int, high: int) -> Lesson:
+    """The teacher of label rows `low .. high`."""
+    logits_CD = teacher.logits(row.last[low:high])
+    log_mass = torch.logsumexp(logits_CD, dim=-1)
+    log_p = logits_CD - log_mass[:, None]
+    p = log_p.exp()
+    tok = row.tok[low:high].to(teacher.ids.device, torch.int64)
+    choice = torch.searchsorted(teacher.ids, tok).clamp(max=len(teacher.ids) - 1)
+    lse = row.lse[low:high].to(log_mass.device, log_mass.dtype)
+    return Lesson(
+        p=p,
+        entropy=-(p * log_p).sum(-1),
+        # A tie within rounding may put the mass a hair above the whole.
+        p_absolute=(log_mass - lse).exp().clamp(max=1.0),
+        choice=choice,
+        in_vocab=teacher.ids[choice] == tok,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Graded:
+    """Student rows of one step and chunk: the gradient by their logits, and their numbers."""
+
+    dlogits: Tensor
+    loss: Tensor
+    ce: Tensor
+    lesson: Lesson
+    accept: Tensor
+    hit: Tensor
+
+    def store(self, grades: Grades, place: slice) -> None:
+        """Put the numbers where they belong."""
+        grades.loss[place] = self.loss.double()
+        grades.ce[place] = self.ce.double()
+        grades.entropy[place] = self.lesson.entropy.double()
+        grades.accept[place] = self.accept.double()
+        grades.hit[place] = self.hit
+        grades.in_vocab[place] = self.lesson.in_vocab
+
+
+def grade(logits_SD: Tensor, lesson: Lesson, scale: float, config: LossConfig) -> Graded:
+    """Compare student logits with their teacher. `scale` is the step's weight over its normaliser."""
+    log_q = torch.log_softmax(logits_SD, dim=-1)
+    q = log_q.exp()
+    ce = -(lesson.p * log_q).sum(-1)
+    hit = (logits_SD.argmax(dim=-1) == lesson.choice) & lesson.in_vocab
+    counted = torch.ones_like(ce) if config.keeps_out_of_vocab else lesson.in_vocab.to(ce.dtype)
+    value, dlogits = objective(q, ce, lesson, config.objective)
+    accept = torch.minimum(lesson.p * lesson.p_absolute[:, None], q).sum(-1)
+    return Graded(dlogits * (counted * scale)[:, None], value * counted * scale, ce, lesson, accept, hit)
+
+
+def objective(q: Tensor, ce: Tensor, lesson: Lesson, name: Objective) -> tuple[Tensor, Tensor]:
+    """Value `[S]` and gradient by the logits `[S, D]` of one of the objectives.
+
+    kl: cross-entropy. lk_alpha: -log of the acceptance alpha = sum min(p, q). lk_hybrid: both, by a weight that falls
+    with alpha and carries no gradient.
+    """
+    if name == "kl":
+        return ce, q - lesson.p
+    alpha = torch.minimum(lesson.p, q).sum(-1)
+    below = (q < lesson.p).to(q.dtype)
+    dalpha = q * (below - (q * below).sum(-1, keepdim=True))
+    if name == "lk_alpha":
+        floored = alpha.clamp(min=MIN_ALPHA)
+        return -floored.log(), -dalpha / floored[:, None] * (alpha > MIN_ALPHA).to(q.dtype)[:, None]
+    weight = (-HYBRID_ETA * alpha).exp()
+    value = weight * (ce - lesson.entropy) + (1 - weight) * (1 - alpha)
+    return value, weight[:, None] * (q - lesson.p) - (1 - weight)[:, None] * dalpha
+
+
+def wide_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """`rows @ weight.T`; 16-bit factors leave as fp32, made as `tok` and `lse` are: no bf16 step between the two."""
+    return product(rows, weight) if rows.element_size() == 2 else rows @ weight.T
+
+
+def chunk_bounds(num_labels: int, vocabulary: int) -> list[tuple[int, int]]:
+    """Ranges of label rows whose `[C, D]` fits into CHUNK_BYTES."""
+    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+    return [(low, min(low + size, num_labels)) for low in range(0, num_labels, size)]
+
+
+def label_slice(label: Tensor, low: int, high: int) -> slice:
+    """The student rows of one step whose teacher is in `low .. high`; labels ascend with the rows."""
+    bounds = torch.searchsorted(label, torch.tensor([low, high], device=label.device)).tolist()
+    return slice(bounds[0], bounds[1])
+
+
+def summed(grades: Grades, asked: Sequence[Guess], row: PackedRow) -> MetricSums:
+    """Add the graded rows up per step."""
+    counts = [len(guess.rows) for guess in asked]
+    known = row.next_token >= 0
+    joint_N = torch.ones(row.num_rows, dtype=torch.bool, device=grades.hit.device)
+    joint = []
+    for guess, hit in zip(asked, grades.hit.split(counts), strict=True):
+        right = joint_N[guess.rows] & hit
+        joint_N = torch.zeros_like(joint_N).index_copy(0, guess.rows, right)
+        joint.append(right.sum())
+
+    def per_step(values: Tensor) -> Tensor:
+        return torch.stack([part.sum(dtype=torch.float64) for part in values.split(counts)])
+
+    counted = grades.in_vocab
+    return MetricSums(
+        gated=torch.tensor(counts, dtype=torch.float64, device=grades.hit.device),
+        hits=per_step(grades.hit),
+        joint=torch.stack(joint).double(),
+        in_vocab=per_step(counted),
+        ce=per_step(grades.ce * counted),
+        entropy=per_step(grades.entropy * counted),
+        accept=per_step(grades.accept),
+        loss=per_step(grades.loss),
+        labels=known.sum(dtype=torch.float64)[None],
+        on_policy=(known & (row.tok == row.next_token)).sum(dtype=torch.float64)[None],
+    )
