@@ -1,0 +1,111 @@
+"""What an export says about itself: its JSON config and the header of its safetensors file, read without torch.
+
+The header is a little-endian u64 length, that many bytes of JSON, then the tensors' bytes. Reading it takes
+milliseconds for any size of draft, so most rules of an export can be checked wherever the files lie.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from draftyard_trainer.data.document import Ids
+
+ARCHITECTURE = "LlamaForCausalLMEagle3"
+"""The class name by which both engines know a draft."""
+
+EMBEDDING = "embed_tokens.weight"
+"""The one tensor that may be shipped or left out."""
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+# A header of this size would hold a million tensors: whatever claims more is no safetensors file.
+MAX_HEADER_BYTES = 100_000_000
+INTEGER_DTYPES = {"I64": "<i8", "I32": "<i4", "BOOL": "?", "U8": "u1"}
+"""Kinds that are no weights, and how numpy reads them."""
+ENGINE_PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """One entry of the header; `start` and `end` are offsets in the file."""
+
+    dtype: str
+    """As safetensors names it: F32, BF16, F16, I64, BOOL."""
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class DraftFiles:
+    """Config and tensor headers of one exported draft."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorHeader]
+    """By the name in the file."""
+
+    def find(self, name: str) -> TensorHeader | None:
+        """The tensor of that name, also where the file says `model.<name>`."""
+        # So that a wrong prefix breaks the rule about prefixes, and not every other one too.
+        return self.tensors.get(name) or self.tensors.get(ENGINE_PREFIX + name)
+
+    def bare_names(self) -> set[str]:
+        """Names without a `model.` prefix."""
+        return {name.removeprefix(ENGINE_PREFIX) for name in self.tensors}
+
+    def read_integers(self, name: str) -> Ids | None:
+        """Values of an integer or boolean tensor as int64; None when it is absent or of another kind."""
+        header = self.find(name)
+        if header is None or header.dtype not in INTEGER_DTYPES:
+            return None
+        with (self.folder / WEIGHTS_FILE).open("rb") as file:
+            file.seek(header.start)
+            content = file.read(header.end - header.start)
+        values: Ids = np.frombuffer(content, dtype=INTEGER_DTYPES[header.dtype]).astype(np.int64)
+        return values
+
+
+def read_files(folder: Path) -> DraftFiles:
+    """Read config and header of the draft in `folder`. Raises ValueError where one is no such file."""
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: given {type(config).__name__}; accepted: an object")
+    return DraftFiles(folder, config, read_header(folder / WEIGHTS_FILE))
+
+
+def read_header(path: Path) -> dict[str, TensorHeader]:
+    """Headers of all tensors of a safetensors file. Raises ValueError when the file is cut off or no such file."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 0 < length <= MAX_HEADER_BYTES:
+            raise ValueError(f"{path}: no safetensors header")
+        try:
+            entries = json.loads(file.read(length))
+        except ValueError as error:
+            raise ValueError(f"{path}: broken safetensors header") from error
+    # Free text of the writer, no tensor.
+    entries.pop("__metadata__", None)
+    base = 8 + length
+    tensors = {}
+    for name, entry in entries.items():
+        first, last = entry["data_offsets"]
+        tensors[name] = TensorHeader(entry["dtype"], tuple(entry["shape"]), base + first, base + last)
+    # An interrupted copy has a whole header in front of missing bytes.
+    needed = max((tensor.end for tensor in tensors.values()), default=base)
+    if path.stat().st_size < needed:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes; its header needs {needed}")
+    return tensors

@@ -1,0 +1,286 @@
+"""What lies beside a draft: where it came from, what was checked, and how it was judged.
+
+`MANIFEST.json` makes an export whole, `evaluation.json` is the report of `evaluate`, and `PUBLISHED.json`, written last
+by the stage that decides, is the only sign that users and other runs may take the draft. None of them holds a Secret.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from draftyard_api.progress import Acceptance
+from draftyard_api.schema import Model
+
+FORMAT = 1
+
+
+class TargetIdentity(Model):
+    """The target that the draft was trained for."""
+
+    model: str
+    """As the user named it."""
+    commit: str
+    """Commit, or the content hash of a local folder."""
+    dtype: str
+    """Precision of its weights and states."""
+
+
+class TextIdentity(Model):
+    """What decided how conversations became tokens."""
+
+    tokenizer_sha256: str
+    """Of the tokenizer's file."""
+    template_sha256: str
+    """Of the chat template."""
+    template_kwargs: dict[str, Any]
+    """Passed to the template."""
+
+
+class DataIdentity(Model):
+    """The conversations."""
+
+    revision: str
+    """sha256 of the source's content."""
+    tokens_sha256: str
+    """sha256 of tokens, masks and split."""
+    documents: int
+    """Documents of the training split."""
+    tokens: int
+    """Their tokens."""
+    on_policy: str | None = None
+    """Share of label rows whose next token is the target's own choice."""
+
+
+class Conventions(Model):
+    """What the loss was; a draft trained under other conventions is another draft."""
+
+    alignment: str
+    """Which positions are supervised."""
+    normalise: str
+    """What the loss is divided by."""
+    objective: str
+    """kl, lk_alpha or lk_hybrid."""
+    out_of_vocab: str
+    """mask or keep."""
+    ttt_steps: int
+    """T: steps of the unroll."""
+    decay: float
+    """Weight of step k is decay^k."""
+
+
+class VocabularyIdentity(Model):
+    """The tokens that the draft can propose."""
+
+    size: int
+    """D."""
+    sha256: str
+    """Of the ascending ids as little-endian int64."""
+    coverage: str
+    """Share of the supervised tokens inside it."""
+
+
+class Schedule(Model):
+    """How long the draft was trained, and with what."""
+
+    steps: int
+    """Optimizer steps."""
+    epochs: int
+    """Passes over the data."""
+    seed: int
+    """Of weights and order."""
+    plan_hash: str
+    """Of the order of rows."""
+    optimizer: dict[str, float | int | str]
+    """AdamW's numbers and those of its schedule."""
+
+
+class Selected(Model):
+    """Which checkpoint was exported."""
+
+    step: int
+    """Its optimizer step."""
+    why: str
+    """For people: by which metric, against which others."""
+
+
+class Provenance(Model):
+    """Where a draft comes from: what `train` knows about it."""
+
+    run: str
+    """Name of the run."""
+    fingerprint: str
+    """sha256 of everything that decides the result."""
+    image: str | None = None
+    """The trainer's image, where there is one."""
+    profile: str
+    """eagle3 or eagle3.1."""
+    target: TargetIdentity
+    """The target."""
+    text: TextIdentity
+    """Tokenizer and template."""
+    data: DataIdentity
+    """The conversations."""
+    hidden_states_key: str | None = None
+    """Offline: which stored states."""
+    conventions: Conventions
+    """The loss."""
+    vocabulary: VocabularyIdentity
+    """The draft vocabulary."""
+    schedule: Schedule
+    """The training."""
+    checkpoint: Selected
+    """The exported checkpoint."""
+    metrics: dict[str, str]
+    """Of that checkpoint on held-out documents: `tau_sim`, `acc_0`, …; texts, since NaN is legal."""
+
+
+class RuleResult(Model):
+    """One conformance rule."""
+
+    rule: int
+    """Its number."""
+    text: str
+    """What it demands."""
+    result: str
+    """pass or warn; an error is never exported."""
+    message: str | None = None
+    """What was found, with warn."""
+
+
+class ProbeResult(Model):
+    """The numeric probe: the export, loaded from its files alone, against the trainer's draft."""
+
+    steps: int
+    """Steps of the unroll that were compared."""
+    max_abs_difference: float
+    """Largest difference of a logit, both with the exported weights."""
+    max_abs_rounding: float
+    """Largest difference of a logit that rounding the weights to the exported dtype makes. For information."""
+
+
+class FileRecord(Model):
+    """One file of the export."""
+
+    bytes: int
+    """Its size."""
+    sha256: str
+    """Of its content."""
+
+
+class Manifest(Provenance):
+    """`MANIFEST.json` of an export."""
+
+    format: int = FORMAT
+    """Version of this file."""
+    product: str
+    """Version of Draftyard."""
+    aux_layers: tuple[int, ...]
+    """Captured layers: indices into `hidden_states`."""
+    engine_layer_ids: tuple[int, ...]
+    """As written at the top level: the same numbers."""
+    nested_layer_ids: tuple[int, ...]
+    """As written inside `eagle_config`: outputs of blocks, one less."""
+    flags: dict[str, bool]
+    """Norm flags of the draft."""
+    rules: tuple[RuleResult, ...]
+    """All conformance rules."""
+    probe: ProbeResult
+    """The numbers behind the probe's rule."""
+    engines: tuple[str, ...]
+    """Engine versions that the profile assumes."""
+    files: dict[str, FileRecord]
+    """Every other file of the export."""
+
+
+class Settings(Model):
+    """How a draft is judged; an evaluation under other settings is another one."""
+
+    draft_tokens: int
+    """K: proposals per round."""
+    max_prompts: int
+    """Held-out conversations at most."""
+    max_new_tokens: int
+    """Tokens of an answer at most."""
+    temperature: float = 0.0
+    """0: greedy."""
+    proposal: str = "chain"
+    """One proposal per position."""
+    evaluator: str = "draftyard"
+    """What computed it."""
+
+
+class TeacherForced(Model):
+    """What training predicts, on the same answers: steps see the true tokens in place of the draft's own."""
+
+    length: float
+    """1 + sum of joint hits / positions."""
+    per_position: tuple[float, ...]
+    """Share of positions at which the first i proposals are right."""
+
+
+class Seconds(Model):
+    """Wall-clock of the parts."""
+
+    answering: float
+    """The target's answers, in this attempt."""
+    drafting: float
+    """Capture and chain."""
+
+
+class Evaluation(Model):
+    """`evaluation.json`: the acceptance length of one export."""
+
+    format: int = FORMAT
+    """Version of this file."""
+    manifest_sha256: str = Field(alias="manifestSHA256")
+    """Of the judged export."""
+    settings: Settings
+    """How it was judged."""
+    length: float
+    """1 + accepted / rounds."""
+    interval: tuple[float, float]
+    """95 % bootstrap over prompts."""
+    per_position: tuple[float, ...]
+    """Share of rounds in which proposals 1..i were all accepted."""
+    rounds: int
+    """Draft-and-verify cycles."""
+    accepted: int
+    """Accepted proposals."""
+    prompts: int
+    """Prompts behind the numbers."""
+    skipped_prompts: dict[str, int]
+    """Held-out documents that gave no prompt, by reason."""
+    reply_tokens: int
+    """Tokens of the target's answers."""
+    teacher_forced: TeacherForced
+    """For comparison."""
+    seconds: Seconds
+    """Wall-clock."""
+
+
+class ServeLines(Model):
+    """Command lines that serve the draft."""
+
+    vllm: str
+    """vLLM."""
+    sglang: str
+    """SGLang."""
+
+
+class Published(Model):
+    """`PUBLISHED.json`: this draft may be used."""
+
+    format: int = FORMAT
+    """Version of this file."""
+    manifest_sha256: str = Field(alias="manifestSHA256")
+    """Of the published export."""
+    fingerprint: str
+    """As in the manifest."""
+    acceptance: Acceptance
+    """What the draft reaches; its source says how that is known."""
+    settings: Settings | None = None
+    """How it was measured; None when it was simulated in training."""
+    serve: ServeLines
+    """How to serve it."""
