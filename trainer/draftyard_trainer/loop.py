@@ -1,0 +1,133 @@
+"""One optimizer step, and one look at the held-out documents: what is computed, in which order, on which process."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+
+from draftyard_api.spec import Train
+from draftyard_trainer.checkpoint import Score
+from draftyard_trainer.data.prepared import PreparedDataset
+from draftyard_trainer.draft.model import DraftModel
+from draftyard_trainer.hidden_states.sample import Sample
+from draftyard_trainer.loss import LossConfig, Teacher, step_scales, ttt_loss
+from draftyard_trainer.metrics import MetricSums
+from draftyard_trainer.optim import Optimizer, Update
+from draftyard_trainer.order import RowPlan, Step
+from draftyard_trainer.parallel import World
+from draftyard_trainer.rows import build_row, gate_counts
+from draftyard_trainer.ttt import unroll
+
+if TYPE_CHECKING:
+    from draftyard_trainer.hidden_states.source import Source
+
+HELD_OUT_DOCUMENTS = 512
+"""Enough for two digits of the acceptance length."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepReport:
+    """What one optimizer step was, over all processes."""
+
+    update: Update
+    sums: MetricSums
+    tokens: int
+
+
+def build_reader(device: torch.device) -> ThreadPoolExecutor:
+    """One thread on the process's own device: which one is current is a matter of each thread."""
+    if device.type == "cuda":
+        return ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,))
+    return ThreadPoolExecutor(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """The parts of one training, for as long as it lasts."""
+
+    draft: DraftModel
+    optimizer: Optimizer
+    source: Source
+    dataset: PreparedDataset
+    teacher: Teacher
+    world: World
+    config: Train
+    reader: ThreadPoolExecutor = field(init=False, repr=False)
+    """The one thread that asks the source: a loaded target cannot capture for two at once."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reader", build_reader(self.world.device))
+
+    def step(self, step: Step, read: Iterator[list[Sample]] | None = None) -> StepReport:
+        """Gradients of this process's rows, summed over all processes, then one update.
+
+        The normalisers come from the masks of all rows of the step, which every process knows: nothing is sent.
+        `read` yields the samples of this and later steps; without it nothing is read ahead of the step.
+        """
+        share = self.share(step)
+        config = LossConfig(
+            step_scales(self.count_supervised(step)),
+            objective=self.config.objective,
+            keeps_out_of_vocab=self.config.out_of_vocab == "keep",
+        )
+        sums = MetricSums.zeros(self.config.ttt_steps)
+        for samples in self.fetch(share) if read is None else islice(read, len(share)):
+            row = build_row(samples, self.config.ttt_steps, self.config.loss_mask_alignment).to(self.world.device)
+            loss = ttt_loss(self.draft, unroll(self.draft, row), row, self.teacher, config)
+            loss.total.backward()
+            self.optimizer.collect()
+            sums = sums + loss.sums.to("cpu")
+        self.world.sum_gradients(self.optimizer.gradients())
+        update = self.optimizer.step(step.index)
+        tokens = int(self.dataset.lengths[[doc_id for row in step.rows for doc_id in row]].sum())
+        return StepReport(update, sums.from_flat(self.world.sum(sums.flat())), tokens)
+
+    def share(self, step: Step) -> tuple[tuple[int, ...], ...]:
+        """Rows of a step that are up to this process."""
+        return step.share(self.world.rank, self.world.size)
+
+    def read_ahead(self, steps: Sequence[Step]) -> Generator[list[Sample], None, None]:
+        """Samples of this process's rows of all `steps`: with a row per step, only reading across steps is ahead."""
+        return self.fetch([row for step in steps for row in self.share(step)])
+
+    def count_supervised(self, step: Step) -> torch.Tensor:
+        """`[T]`: supervised pairs of the whole optimizer step."""
+        counts = torch.zeros(self.config.ttt_steps, dtype=torch.int64)
+        for row in step.rows:
+            for doc_id in row:
+                document = self.dataset.document(doc_id)
+                counts += gate_counts(document, self.config.ttt_steps, self.config.loss_mask_alignment)
+        return counts
+
+    def fetch(self, rows: Sequence[tuple[int, ...]]) -> Generator[list[Sample], None, None]:
+        """Samples of each row; the next row is read while this one is computed, and no more than that."""
+        if not rows:
+            return
+        ahead = self.reader.submit(self.source.samples, rows[0])
+        try:
+            for following in (*rows[1:], None):
+                samples = ahead.result()
+                if following is not None:
+                    ahead = self.reader.submit(self.source.samples, following)
+                yield samples
+        finally:
+            ahead.cancel()
+
+    @torch.no_grad()
+    def score(self, step: int, draft_tokens: int, row_tokens: int) -> Score:
+        """Simulated acceptance on held-out documents; it leaves the weights and the mode as they were."""
+        doc_ids = self.source.available(self.dataset.held_out_ids)[:HELD_OUT_DOCUMENTS]
+        plan = RowPlan(doc_ids, self.dataset.lengths[doc_ids], row_tokens, seed=0)
+        sums = MetricSums.zeros(self.config.ttt_steps)
+        unit = LossConfig(torch.ones(self.config.ttt_steps, dtype=torch.float64))
+        for samples in self.fetch(plan.rows(epoch=0)[self.world.rank :: self.world.size]):
+            row = build_row(samples, self.config.ttt_steps, self.config.loss_mask_alignment).to(self.world.device)
+            sums = sums + ttt_loss(self.draft, unroll(self.draft, row), row, self.teacher, unit).sums.to("cpu")
+        total = sums.from_flat(self.world.sum(sums.flat()))
+        positions = tuple(total.prefix_accuracy()[:draft_tokens].tolist())
+        return Score(step=step, tau_sim=total.tau_sim(draft_tokens), per_position=positions, documents=len(doc_ids))
