@@ -1,0 +1,277 @@
+"""`draftyard run FILE.yaml`: the same plan and the same task files as on a cluster, with subprocesses in place of pods.
+
+A second run goes on where the first one stopped: every stage finds its verified work in the workspace.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from draftyard_api import document, names, plan, storage_uri
+from draftyard_api.exit_codes import ExitCode, Failure
+from draftyard_api.names import Stage
+from draftyard_api.plan import Place, RunIdentity
+from draftyard_api.progress import Progress, StageResult
+from draftyard_api.reasons import Reason
+from draftyard_api.spec import DraftTrainingSpec
+from draftyard_api.task import BaseTask, StoredStatesRef
+from draftyard_trainer import display
+from draftyard_trainer.reporting import interrupted
+
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class LocalRun:
+    """One run on this machine: what is wanted, where it goes, and the results so far."""
+
+    identity: RunIdentity
+    spec: DraftTrainingSpec
+    place: Place
+    workspace: Path
+    console: Console
+    results: list[StageResult] = field(default_factory=list)
+
+    def folder(self, label: str) -> Path:
+        """What is kept of one stage process: its task, its result and its log."""
+        return self.workspace / "runs" / self.identity.name / label
+
+
+def run(file: Path, workspace: Path, claims: Mapping[str, Path]) -> int:
+    """Run a DraftTraining through all its stages. Returns the exit code of the stage that ended it."""
+    console = Console(stderr=True)
+    try:
+        local = open_run(file, workspace, claims, console)
+    except document.SpecErrors as error:
+        for line in error.errors:
+            print(line, file=sys.stderr)
+        return ExitCode.BAD_TASK
+    for line in without_effect(local.spec):
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+    try:
+        with exclusive(local), stopped_by_sigterm():
+            run_stages(local)
+    except KeyboardInterrupt:
+        # Between two stages nothing runs that would have to save.
+        console.print("stopped; run the same command again to go on", highlight=False)
+        return ExitCode.INTERRUPTED
+    except OSError as error:
+        return tell(console, failure_of(error, local.workspace))
+    except Failure as failure:
+        return tell(console, failure)
+    conclude(local)
+    return ExitCode.OK
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does: a run that a service manager stops saves too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def tell(console: Console, failure: Failure) -> int:
+    """Say how a run ended. Returns its exit code."""
+    console.print(f"{failure.reason}: {failure.message}", style="red", highlight=False, soft_wrap=True)
+    if failure.code == ExitCode.INTERRUPTED:
+        console.print("run the same command again to go on", highlight=False)
+    return failure.code
+
+
+def failure_of(error: OSError, workspace: Path) -> Failure:
+    """What a refused write of the run's own files means."""
+    if error.errno == errno.ENOSPC:
+        message = f"workspace: {workspace}: no space left; free some, or use a larger one"
+        return Failure(ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, message)
+    return Failure(ExitCode.DENIED, Reason.STORAGE_ACCESS_DENIED, f"workspace: {error}; make {workspace} writable")
+
+
+def open_run(file: Path, workspace: Path, claims: Mapping[str, Path], console: Console) -> LocalRun:
+    """Read and check the file. Raises SpecErrors with everything that is wrong, before anything starts."""
+    training = document.load(file)
+    folder = workspace.resolve()
+    base = file.resolve().parent
+    place = Place(workspace=f"file://{folder}", resolve=lambda uri: storage_uri.resolve(uri, base, claims))
+    require_reachable(training.spec, place)
+    identity = RunIdentity(name=training.metadata.name, uid=f"local-{training.metadata.name}")
+    return LocalRun(identity, training.spec, place, folder, console)
+
+
+def require_reachable(spec: DraftTrainingSpec, place: Place) -> None:
+    """Raise SpecErrors naming everything that one machine cannot give: locations without a folder, further nodes."""
+    file = spec.data.source.file
+    locations = {
+        "spec.target.model": spec.target.model,
+        "spec.draft.initFrom": spec.draft.init_from,
+        "spec.data.source.file.uri": file.uri if file else None,
+    }
+    errors = []
+    if spec.train.nodes > 1:
+        errors.append(f"spec.train.nodes: given {spec.train.nodes}; accepted in draftyard run: 1 (this machine)")
+    for path, location in locations.items():
+        try:
+            if location:
+                place.resolve(location)
+        except ValueError as error:
+            errors.append(f"{path}: {error}")
+    if errors:
+        raise document.SpecErrors(errors)
+
+
+def without_effect(spec: DraftTrainingSpec) -> list[str]:
+    """What is asked for and does nothing in this version: said at the start, so that nobody waits for it."""
+    lines = []
+    if spec.tracking.report_to:
+        lines.append(f"spec.tracking.reportTo: {', '.join(spec.tracking.report_to)}: not sent yet; see metrics.jsonl")
+    if spec.hidden_states and spec.hidden_states.reclaim == "Delete":
+        lines.append("spec.hiddenStates.reclaim: Delete: not done yet; the states stay in the workspace")
+    return lines
+
+
+@contextmanager
+def exclusive(local: LocalRun) -> Iterator[None]:
+    """Hold the run's lock, so that two commands never work on one run. Raises Failure(FENCED)."""
+    folder = local.folder("")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"run {local.identity.name}: another draftyard run works on it in {local.workspace}"
+            raise Failure(ExitCode.FENCED, Reason.FENCED, message) from error
+        yield
+
+
+def run_stages(local: LocalRun) -> None:
+    """Every stage in turn, each told what the ones before it found."""
+    identity, spec, place = local.identity, local.spec, local.place
+    prepared = execute(local, "prepare", plan.prepare_task(identity, spec, place)).prepared
+    assert prepared is not None
+    if prepared.already_trained:
+        return
+    states: StoredStatesRef | None = None
+    if Stage.GENERATE in plan.stages(spec):
+        shards = plan.default_shards(spec, prepared)
+        for shard in range(shards):
+            task = plan.generate_task(identity, spec, place, prepared, shard)
+            stored = execute(local, f"generate-{shard:05d}", task).hidden_states
+            assert stored is not None
+            states = StoredStatesRef(key=stored.key, shards=tuple(range(shards)), num_shards=shards)
+    execute(local, "train", plan.train_task(identity, spec, place, prepared, states))
+    if Stage.EVALUATE in plan.stages(spec):
+        execute(local, "evaluate", plan.evaluate_task(identity, spec, place, prepared))
+
+
+def execute(local: LocalRun, label: str, task: BaseTask) -> StageResult:
+    """Run one task as a subprocess and wait for it. Raises Failure when it did not reach its end."""
+    folder = local.folder(label)
+    folder.mkdir(parents=True, exist_ok=True)
+    task_file = folder / "task.json"
+    task_file.write_text(task.model_dump_json(by_alias=True, exclude_none=True, indent=1))
+    stage = Stage(label.partition("-")[0])
+    command = [sys.executable, "-m", "draftyard_api.cli", stage, "--task", str(task_file)]
+    # A session of its own: Ctrl-C reaches this process only, which then asks the stage to save and stop.
+    # The state lies outside the workspace, so that a full one can still be told about.
+    with (
+        tempfile.TemporaryDirectory(prefix="draftyard-") as state,
+        (folder / "log.txt").open("ab") as log,
+        display.StageBar(local.console, label) as bar,
+        subprocess.Popen(  # noqa: S603  a list, never a shell
+            command, env=environment(Path(state)), stdout=log, stderr=log, start_new_session=True
+        ) as process,
+    ):
+        asked = wait(process, Path(state), bar)
+        result = read_result(Path(state), stage, process.returncode)
+    # A stage that was just done when it was asked to stop is a success; the run stops all the same.
+    if asked and not result.exit_code:
+        raise interrupted(stage)
+    if result.exit_code:
+        message = f"{result.message} (log: {folder / 'log.txt'})"
+        raise Failure(ExitCode(result.exit_code), result.reason, message)
+    (folder / names.RESULT_FILE).write_text(result.model_dump_json(by_alias=True, exclude_none=True))
+    local.results.append(result)
+    local.console.print(f"{label}: {display.outcome(result)}", highlight=False, soft_wrap=True)
+    return result
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The stage's environment. Idle threads must sleep: two spinning pools on few cores run 30 times slower."""
+    ours = {
+        names.ENV_STATE_DIR: str(folder),
+        names.ENV_TERMINATION_LOG: str(folder / "termination-log"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true", **os.environ, **ours}
+
+
+def wait(process: subprocess.Popen[bytes], folder: Path, bar: display.StageBar) -> bool:
+    """Show progress until the process ends. The first Ctrl-C asks it to save and stop, the second one kills it.
+
+    Returns whether it was asked.
+    """
+    asked = False
+    while process.poll() is None:
+        try:
+            progress = read_progress(folder)
+            if progress is not None:
+                bar.show(progress)
+            time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            if asked:
+                os.killpg(process.pid, signal.SIGKILL)
+            asked = True
+            process.terminate()
+    return asked
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """The stage's last reading, or None before the first one."""
+    try:
+        return Progress.model_validate_json((folder / names.PROGRESS_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def read_result(folder: Path, stage: Stage, exit_code: int) -> StageResult:
+    """How the stage ended, by its own word or by its exit code alone."""
+    try:
+        return StageResult.model_validate_json((folder / names.RESULT_FILE).read_bytes())
+    except (OSError, ValidationError):
+        code = ExitCode.INTERRUPTED if exit_code < 0 else ExitCode.ERROR
+        reason = Reason.INTERRUPTED if exit_code < 0 else Reason.POD_FAILED
+        return StageResult(stage=stage, exit_code=code, reason=reason, message=f"{stage} ended with {exit_code}")
+
+
+def conclude(local: LocalRun) -> None:
+    """The table, the serve commands, and the one line on stdout that scripts read."""
+    console, spec = local.console, local.spec
+    draft = local.workspace / names.export_path(local.identity.name)
+    draft_tokens = spec.evaluate.draft_tokens if spec.evaluate else 3
+    console.print(display.stage_table(local.results))
+    target = storage_uri.parse(local.place.resolve(spec.target.model))
+    for line in display.serve_lines(target.path or str(target), str(draft), draft_tokens):
+        console.print(line, highlight=False, soft_wrap=True)
+    last = local.results[-1]
+    acceptance = last.acceptance or (last.trained.acceptance if last.trained else None)
+    if acceptance is None:
+        print(f"already trained draft: {draft}")
+        return
+    how = "held out" if acceptance.source == "Measured" else "held out, simulated"
+    print(f"acceptance length {acceptance.length} ({how}, K={acceptance.draft_tokens}, greedy) draft: {draft}")
