@@ -5,12 +5,10 @@ train/<run>/step-<n>/   weights.safetensors (fp32 masters, d2t, t2d)   adam.safe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from pydantic import ValidationError
@@ -140,7 +138,7 @@ def save(
     with store.create_folder(checkpoint_path(run, manifest.step)) as folder:
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         save_file(moments, folder / ADAM, metadata={"format": "pt"})
-        files = {name: record(folder / name) for name in (WEIGHTS, ADAM)}
+        files = {name: FileRecord.of(folder / name) for name in (WEIGHTS, ADAM)}
         whole = manifest.model_copy(update={"files": files})
         (folder / MANIFEST).write_text(whole.model_dump_json(by_alias=True, indent=1))
         fence.check()
@@ -149,12 +147,6 @@ def save(
 def plain(tensor: Tensor) -> Tensor:
     """A tensor as it is written."""
     return tensor.detach().cpu().contiguous()
-
-
-def record(path: Path) -> FileRecord:
-    """Size and hash of a file."""
-    with path.open("rb") as file:
-        return FileRecord(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def steps_of(store: Store, run: str) -> list[int]:
@@ -204,7 +196,7 @@ def load(store: Store, run: str, step: int) -> Found | None:
         return None
     folder = checkpoint_path(run, step)
     paths = {name: store.fetch(f"{folder}/{name}") for name in manifest.files}
-    if any(record(paths[name]) != file for name, file in manifest.files.items()):
+    if any(FileRecord.of(paths[name]) != file for name, file in manifest.files.items()):
         return None
     return Found(manifest, load_file(paths[WEIGHTS]), load_file(paths[ADAM]))
 

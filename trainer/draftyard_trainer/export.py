@@ -178,16 +178,9 @@ def describe(
         ),
         probe=probe,
         engines=facts.engines,
-        files={path.name: record(path) for path in sorted(folder.iterdir())},
+        files={path.name: FileRecord.of(path) for path in sorted(folder.iterdir())},
     )
     return manifest.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode()
-
-
-def record(path: Path) -> FileRecord:
-    """Size and hash of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileRecord(bytes=path.stat().st_size, sha256=digest)
 
 
 @dataclass(frozen=True)
@@ -217,7 +210,7 @@ def open_export(store: Store, run: str, fingerprint: str) -> ExportedDraft:
         raise stale(name, f"given fingerprint {manifest.fingerprint}; accepted: {fingerprint}")
     for file, expected in manifest.files.items():
         # The size first: it costs nothing, and a hash of a large draft takes seconds.
-        if store.size(f"{name}/{file}") != expected.bytes or record(store.fetch(f"{name}/{file}")) != expected:
+        if store.size(f"{name}/{file}") != expected.bytes or FileRecord.of(store.fetch(f"{name}/{file}")) != expected:
             raise stale(name, f"{file} is not what its manifest says")
     folder = store.fetch(f"{name}/{CONFIG_FILE}").parent
     return ExportedDraft(manifest, hashlib.sha256(content).hexdigest(), folder)

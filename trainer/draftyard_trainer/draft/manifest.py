@@ -6,6 +6,8 @@ by the stage that decides, is the only sign that users and other runs may take t
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -161,12 +163,19 @@ class ProbeResult(Model):
 
 
 class FileRecord(Model):
-    """One file of the export."""
+    """One file of an export or a checkpoint."""
 
     bytes: int
     """Its size."""
     sha256: str
     """Of its content."""
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Size and hash of a file."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(bytes=path.stat().st_size, sha256=digest)
 
 
 class Manifest(Provenance):
