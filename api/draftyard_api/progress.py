@@ -46,13 +46,13 @@ class Progress(Model):
     """Unix time of this reading."""
 
 
-class Counts(Model):
-    """What prepare counted, exactly."""
+class DatasetCounts(Model):
+    """What was read and written, exactly: rows = rows that gave documents + skipped."""
 
     rows: int
-    """Rows read from the source: documents + skipped."""
+    """Rows read from the source."""
     documents: int
-    """Documents written; with splitTurns several of one row."""
+    """Documents written."""
     train_documents: int
     """Documents of the training split."""
     held_out_documents: int
@@ -60,15 +60,20 @@ class Counts(Model):
     skipped: dict[str, int]
     """Rows that gave no document, by reason."""
     truncated_documents: int
-    """Documents that were cut at data.maxLength."""
+    """Documents cut at data.maxLength."""
     tokens: int
-    """Tokens of all documents, both splits."""
+    """Tokens of all documents."""
     train_tokens: int
     """Tokens of the training split."""
     loss_tokens: int
-    """Supervised tokens of all documents, both splits."""
+    """Supervised tokens of all documents."""
     label_rows: int
-    """Positions whose final hidden state is stored, both splits."""
+    """Positions whose final hidden state is stored."""
+
+
+class Counts(DatasetCounts):
+    """What prepare counted, exactly."""
+
     steps: int
     """Optimizer steps of the whole training."""
 

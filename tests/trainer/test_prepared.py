@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import MANIFEST
-from draftyard_trainer.data.manifest import DataKey, DatasetCounts, MaskReport, PreparedManifest
+from draftyard_api.progress import DatasetCounts
+from draftyard_trainer.data.manifest import DataKey, MaskReport, PreparedManifest
 from draftyard_trainer.data.prepared import INDEX, SPANS, TOKENS, VOCABULARY, PreparedDataset, PreparedWriter
 from draftyard_trainer.data.split import is_held_out
 from draftyard_trainer.data.tokens import Tokenised

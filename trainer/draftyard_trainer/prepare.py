@@ -14,7 +14,7 @@ import numpy as np
 from draftyard_api import plan
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import MANIFEST, prepared_path
-from draftyard_api.progress import Counts, Prepared, StageResult
+from draftyard_api.progress import Counts, DatasetCounts, Prepared, StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import Data
 from draftyard_api.task import PrepareTask
@@ -24,7 +24,7 @@ from draftyard_trainer.data.building import Recipe, build_documents, require_kno
 from draftyard_trainer.data.built_in import FORMATS, ChatFormat
 from draftyard_trainer.data.document import Ids
 from draftyard_trainer.data.files import content_sha256, read_rows
-from draftyard_trainer.data.manifest import DataKey, DatasetCounts, PreparedManifest
+from draftyard_trainer.data.manifest import DataKey, PreparedManifest
 from draftyard_trainer.data.prepared import PreparedDataset, PreparedWriter
 from draftyard_trainer.data.tally import Tally
 from draftyard_trainer.data.template import ChatTemplate

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import MANIFEST, PUBLISHED, export_path
+from draftyard_api.progress import DatasetCounts
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import DataSource
 from draftyard_api.storage_uri import local_path
 from draftyard_api.task import PrepareTask
 from draftyard_trainer.data.files import require_file
-from draftyard_trainer.data.manifest import DatasetCounts
 from draftyard_trainer.storage.store import Store
 
 FEWEST_LAYERS = 7

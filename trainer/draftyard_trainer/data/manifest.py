@@ -8,37 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from draftyard_api.progress import DatasetCounts
 from draftyard_api.schema import Model
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 # steps are not counted here: runs with other training settings share the folder
-class DatasetCounts(Model):
-    """What was read and written, exactly: rows = rows that gave documents + skipped."""
-
-    rows: int
-    """Rows read from the source."""
-    documents: int
-    """Documents written."""
-    train_documents: int
-    """Documents of the training split."""
-    held_out_documents: int
-    """Documents of the held-out split."""
-    skipped: dict[str, int]
-    """Rows that gave no document, by reason."""
-    truncated_documents: int
-    """Documents cut at data.maxLength."""
-    tokens: int
-    """Tokens of all documents."""
-    train_tokens: int
-    """Tokens of the training split."""
-    loss_tokens: int
-    """Supervised tokens of all documents."""
-    label_rows: int
-    """Positions whose final hidden state is stored."""
-
-
 class MaskReport(Model):
     """How the assistant's answers were found in the rendered texts."""
 

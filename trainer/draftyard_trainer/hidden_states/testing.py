@@ -10,8 +10,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from draftyard_api.names import MANIFEST, prepared_path
+from draftyard_api.progress import DatasetCounts
 from draftyard_trainer.data.document import Document
-from draftyard_trainer.data.manifest import DataKey, DatasetCounts, MaskReport, PreparedManifest
+from draftyard_trainer.data.manifest import DataKey, MaskReport, PreparedManifest
 from draftyard_trainer.data.prepared import PreparedDataset, PreparedWriter
 from draftyard_trainer.data.tokens import Tokenised
 from draftyard_trainer.data.vocabulary import build_vocabulary
