@@ -36,7 +36,7 @@ def write(folder, **changes):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.setattr(preview, "free_bytes", lambda workspace: 2**40)  # a plan is judged, not this machine's disk
+    monkeypatch.setattr(preview, "free_bytes", lambda _workspace: 2**40)  # a plan is judged, not this machine's disk
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "chat.json").write_bytes(b"x" * 3_404_000)

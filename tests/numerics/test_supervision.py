@@ -59,27 +59,35 @@ def test_teacher_of_a_pair_stands_one_token_after_the_newest(alignment: Any):
     assert taught == expected
 
 
-def test_token_embedded_at_each_step_and_the_border_of_the_document():
-    """Row t embeds token t+1+k; beyond the document it is token 0, where nothing is supervised."""
+def test_token_embedded_and_the_border_of_the_document():
+    """Row t embeds token t+1; at the end of the document it is token 0, where nothing is supervised."""
     row = build_row([make_sample([(2, 3)], num_tokens=5, first_token=100)], STEPS)
-    assert row.tokens_TN.tolist() == [[101, 102, 103, 104, 0], [102, 103, 104, 0, 0], [103, 104, 0, 0, 0]]
+    assert row.tokens_N.tolist() == [101, 102, 103, 104, 0]
     assert row.positions_N.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_borders_of_packed_documents_hold():
     """Two documents side by side: neither tokens nor teachers nor positions of one appear in the other."""
     row = build_row([make_sample([(1, 3)], 4, 100), make_sample([(1, 4)], 5, 200)], STEPS)
-    assert row.tokens_TN.tolist() == [
-        [101, 102, 103, 0, 201, 202, 203, 204, 0],
-        [102, 103, 0, 0, 202, 203, 204, 0, 0],
-        [103, 0, 0, 0, 203, 204, 0, 0, 0],
-    ]
+    assert row.tokens_N.tolist() == [101, 102, 103, 0, 201, 202, 203, 204, 0]
     assert row.positions_N.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4]
     assert row.documents.cu == (0, 4, 9)
     assert row.documents.cu_tensor.tolist() == [0, 4, 9]
     assert pairs(row) == {0: [0, 1, 4, 5, 6], 1: [0, 4, 5], 2: [4]}
     # label rows of the first document are 0..3, of the second 4..8
     assert row.label_TN[0].tolist() == [1, 2, -1, -1, 5, 6, 7, -1, -1]
+
+
+@pytest.mark.parametrize("alignment", SUPERVISED)
+def test_the_token_of_a_later_step_is_in_the_same_document(alignment: Any):
+    """Step k embeds the token of row t + k: for every row that is needed there, x[t+1+k] of its own document."""
+    row = build_row([make_sample([(1, 3), (5, 4)], 9, 100), make_sample([(0, 5)], 5, 200)], STEPS, alignment)
+    needed_TN = row.needed_TN()
+    assert needed_TN[STEPS - 1].any()
+    for step in range(STEPS):
+        for place in needed_TN[step].nonzero().squeeze(1).tolist():
+            first, start = (100, 0) if place < 9 else (200, 9)
+            assert row.tokens_N[place + step] == first + (place - start) + 1 + step
 
 
 @pytest.mark.parametrize("alignment", SUPERVISED)

@@ -34,7 +34,7 @@ def test_shapes():
     labels = 6 + 5
     shapes = {f.name: tuple(getattr(row, f.name).shape) for f in fields(row) if f.name != "documents"}
     assert shapes == {
-        "tokens_TN": (3, 14),
+        "tokens_N": (14,),
         "positions_N": (14,),
         "aux": (14, 3 * 32),
         "gates_TN": (3, 14),
@@ -150,7 +150,7 @@ def test_samples_are_left_as_they_were():
     tokens = sample.document.tokens.copy()
     row = build_row([sample, replace(sample)], STEPS)
     row.aux.zero_()
-    row.tokens_TN.zero_()
+    row.tokens_N.zero_()
     for name, tensor in before.items():
         assert torch.equal(getattr(sample, name), tensor)
     assert (sample.document.tokens == tokens).all()

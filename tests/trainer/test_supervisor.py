@@ -103,3 +103,11 @@ def test_a_long_message_still_fits_what_the_kubelet_keeps(tmp_path, monkeypatch)
     supervisor.write_termination_message(result(1, "é" * 3000))
     assert len(log.read_bytes()) <= MAX_TERMINATION_BYTES
     assert json.loads(log.read_text())["exitCode"] == 1
+
+
+def test_training_keeps_the_memory_it_frees(monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
+    assert supervisor.worker_environment(Stage.TRAIN)["MALLOC_MMAP_MAX_"] == "0"
+    assert "MALLOC_MMAP_MAX_" not in supervisor.worker_environment(Stage.GENERATE)
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")
+    assert supervisor.worker_environment(Stage.TRAIN)["MALLOC_MMAP_MAX_"] == "7"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from draftyard_trainer.data.document import Ids
 from draftyard_trainer.draft.attention import Documents
-from draftyard_trainer.draft.model import DraftModel, UnrollState
+from draftyard_trainer.draft.model import DraftModel
 from draftyard_trainer.hidden_states.sample import Sample
 
 # n tokens of prompt and reply, R rows that propose, K proposals per row, D draft vocabulary, P prompts
@@ -90,15 +90,16 @@ def unroll_logits(draft: DraftModel, sample: Sample, rows: Ids, num_steps: int, 
     following_N[: n - 1] = torch.from_numpy(sample.document.tokens[1:]).to(device)
     rows_R, positions_N = torch.from_numpy(rows).to(device), torch.arange(n, device=device)
     borders = torch.tensor([0, n], dtype=torch.int32, device=device)
-    state = UnrollState(Documents((0, n), borders))
+    state = draft.start(Documents((0, n), borders))
     # Stored in the target's dtype; the draft casts to its own.
     fused_NH = draft.fuse(sample.aux.to(device))
-    hidden_RH = draft.first_step(draft.embed(following_N[:n]), fused_NH, positions_N, rows_R, state)
+    hidden_RH = draft.first_step(draft.project(draft.embed(following_N[:n])), fused_NH, positions_N, rows_R, state)
     logits_RD = draft.logits(hidden_RH)
     yield logits_RD
     for step in range(1, num_steps):
         fed_R = following_N[rows_R + step] if forced else draft.target_ids()[logits_RD.argmax(-1)]
-        hidden_RH = draft.next_step(draft.embed(fed_R), draft.carry(hidden_RH), rows_R + step, rows_R, state)
+        tokens_RP = draft.project(draft.embed(fed_R))
+        hidden_RH = draft.next_step(tokens_RP, draft.carry(hidden_RH), rows_R + step, rows_R, state)
         logits_RD = draft.logits(hidden_RH)
         yield logits_RD
 

@@ -6,6 +6,7 @@ while its teacher is there. Gradients are formed in the forward pass, so no `[ro
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,13 +20,18 @@ from draftyard_trainer.rows import PackedRow
 from draftyard_trainer.target.head import TargetHead, product
 from draftyard_trainer.ttt import Guess, supervised_hidden
 
-# T steps, M student rows of all steps, C label rows of a chunk, S student rows of a chunk at one step, H width,
+# T steps, M student rows of all steps, C label rows of a chunk, S student rows of a chunk, H width,
 # D draft vocabulary, r label rows
 
 DECAY = 0.8
 """Weight of step k is DECAY ** k."""
 CHUNK_BYTES = 64 * 2**20
-"""Size of one `[C, D]` fp32 tensor; about five of them live at once."""
+"""Most bytes of the logits of one chunk, all steps together; the teacher's are a share 1/T of them."""
+CHUNK_ROWS = 512
+"""Student rows of a chunk, about: a product is at full speed by then, and more rows only take memory."""
+BLOCK_BYTES = 16 * 2**20
+"""Logits are graded by blocks of this size: a few tensors like it live at once, and smaller ones waste their time on
+waking the other cores."""
 MIN_ALPHA = 1e-8
 HYBRID_ETA = 3.0
 
@@ -124,37 +130,25 @@ class _FusedLoss(torch.autograd.Function):
         grad_MH = torch.zeros_like(normed_MH) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
         grad_DH = torch.zeros_like(weight_DH, dtype=wide) if ctx.needs_input_grad[1] else None  # type: ignore[attr-defined]
         grades = Grades.empty(len(normed_MH), normed_MH.device)
-        starts = [0]
-        for label in labels:
-            starts.append(starts[-1] + len(label))
-        for low, high in chunk_bounds(len(row.last), len(weight_DH)):
-            parts = [label_slice(label, low, high) for label in labels]
-            if not any(part.stop > part.start for part in parts):
-                continue
-            chunk = teach(teacher, row, low, high)
-            for step, (part, label) in enumerate(zip(parts, labels, strict=True)):
-                if part.stop == part.start:
-                    continue
-                place = slice(starts[step] + part.start, starts[step] + part.stop)
-                y_SH = normed_MH[place]
-                logits_SD = wide_product(y_SH, weight_DH)
-                graded = grade(logits_SD, chunk.of(label[part] - low), float(config.step_scales[step]), config)
-                graded.store(grades, place)
-                dlogits_SD = graded.dlogits.to(weight_DH.dtype)
-                if grad_MH is not None:
-                    grad_MH[place] = dlogits_SD @ weight_DH
-                if grad_DH is not None:
-                    grad_DH.add_((dlogits_SD.T @ y_SH).to(wide))
-        kept = (grad_MH, None if grad_DH is None else grad_DH.to(weight_DH.dtype))
-        ctx.save_for_backward(*kept)  # type: ignore[arg-type]
+        for chunk in chunks(labels, len(row.last), len(weight_DH)):
+            lesson = teach(teacher, row, chunk.low, chunk.high)
+            y_SH = normed_MH[chunk.places]
+            dlogits_SD = grade_chunk(wide_product(y_SH, weight_DH), lesson, chunk, grades, config).to(weight_DH.dtype)
+            if grad_MH is not None:
+                grad_MH[chunk.places] = dlogits_SD @ weight_DH
+            if grad_DH is not None and wide == weight_DH.dtype:
+                grad_DH.addmm_(dlogits_SD.T, y_SH)
+            elif grad_DH is not None:
+                grad_DH.add_(dlogits_SD.T @ y_SH)
+        ctx.grads = [grad_MH, None if grad_DH is None else grad_DH.to(weight_DH.dtype)]  # type: ignore[attr-defined]
         return grades.loss.sum().to(wide), grades
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        # A frozen head has none, nor has a frozen draft under a trained head.
-        saved: tuple[Tensor | None, ...] = ctx.saved_tensors  # type: ignore[attr-defined]
-        upstream = grad_outputs[0]
-        scaled = [None if grad is None else grad * upstream.to(grad.dtype) for grad in saved]
+        # Handed over, not copied: they are the largest tensors of a step. So a second backward has nothing to give.
+        grads: list[Tensor | None] = ctx.grads  # type: ignore[attr-defined]
+        scaled = [None if grad is None else grad.mul_(grad_outputs[0].to(grad.dtype)) for grad in grads]
+        grads.clear()
         return *scaled, None, None, None, None
 
 
@@ -171,9 +165,7 @@ class Lesson:
     in_vocab: Tensor
 
     def of(self, index: Tensor) -> Lesson:
-        """The lesson of the given rows; all rows in order cost nothing."""
-        if len(index) == len(self.p) and bool((index == torch.arange(len(index), device=index.device)).all()):
-            return self
+        """The lesson of the given rows."""
         return Lesson(
             self.p[index], self.entropy[index], self.p_absolute[index], self.choice[index],
             self.in_vocab[index],
@@ -182,16 +174,19 @@ class Lesson:
 
 def teach(teacher: Teacher, row: PackedRow, low: int, high: int) -> Lesson:
     """The teacher of label rows `low .. high`."""
-    logits_CD = teacher.logits(row.last[low:high])
-    log_mass = torch.logsumexp(logits_CD, dim=-1)
-    log_p = logits_CD - log_mass[:, None]
-    p = log_p.exp()
+    p = teacher.logits(row.last[low:high])
+    log_mass, entropy = p.new_empty(len(p)), p.new_empty(len(p))
+    for block in blocks(p):
+        log_mass[block] = torch.logsumexp(p[block], dim=-1)
+        log_p = p[block] - log_mass[block, None]
+        torch.exp(log_p, out=p[block])
+        entropy[block] = -(p[block] * log_p).sum(-1)
     tok = row.tok[low:high].to(teacher.ids.device, torch.int64)
     choice = torch.searchsorted(teacher.ids, tok).clamp(max=len(teacher.ids) - 1)
     lse = row.lse[low:high].to(log_mass.device, log_mass.dtype)
     return Lesson(
         p=p,
-        entropy=-(p * log_p).sum(-1),
+        entropy=entropy,
         # A tie within rounding may put the mass a hair above the whole.
         p_absolute=(log_mass - lse).exp().clamp(max=1.0),
         choice=choice,
@@ -210,7 +205,7 @@ class Graded:
     accept: Tensor
     hit: Tensor
 
-    def store(self, grades: Grades, place: slice) -> None:
+    def store(self, grades: Grades, place: Tensor) -> None:
         """Put the numbers where they belong."""
         grades.loss[place] = self.loss.double()
         grades.ce[place] = self.ce.double()
@@ -220,16 +215,35 @@ class Graded:
         grades.in_vocab[place] = self.lesson.in_vocab
 
 
-def grade(logits_SD: Tensor, lesson: Lesson, scale: float, config: LossConfig) -> Graded:
-    """Compare student logits with their teacher. `scale` is the step's weight over its normaliser."""
-    log_q = torch.log_softmax(logits_SD, dim=-1)
-    q = log_q.exp()
-    ce = -(lesson.p * log_q).sum(-1)
-    hit = (logits_SD.argmax(dim=-1) == lesson.choice) & lesson.in_vocab
+def grade_chunk(logits_SD: Tensor, lesson: Lesson, chunk: Chunk, grades: Grades, config: LossConfig) -> Tensor:
+    """Grade the students of a chunk; their logits are overwritten by the gradient, which is returned."""
+    scale_S = config.step_scales.to(logits_SD.device, logits_SD.dtype)[chunk.steps]
+    for block in blocks(logits_SD):
+        graded = grade(logits_SD[block], lesson.of(chunk.labels[block]), scale_S[block], config)
+        graded.store(grades, chunk.places[block])
+        logits_SD[block] = graded.dlogits
+    return logits_SD
+
+
+def grade(logits_SD: Tensor, lesson: Lesson, scale_S: Tensor, config: LossConfig) -> Graded:
+    """Compare student logits with their teacher. `scale_S` is the step's weight over its normaliser, `[S]` or `[1]`.
+
+    A pair hits when no logit is above that of the target's choice. The logits are used up.
+    """
+    top_S1 = logits_SD.amax(dim=-1, keepdim=True)
+    hit = (logits_SD.gather(1, lesson.choice[:, None]) == top_S1)[:, 0] & lesson.in_vocab
+    shifted_SD = logits_SD.sub_(top_S1)
+    q = shifted_SD.exp()
+    mass_S1 = q.sum(-1, keepdim=True)
+    q /= mass_S1
+    # p sums to 1: the cross-entropy is log(mass) - p . shifted
+    ce = mass_S1[:, 0].log() - shifted_SD.mul_(lesson.p).sum(-1)
+    absolute_SD = torch.mul(lesson.p, lesson.p_absolute[:, None], out=shifted_SD)
+    accept = torch.minimum(absolute_SD, q, out=shifted_SD).sum(-1)
     counted = torch.ones_like(ce) if config.keeps_out_of_vocab else lesson.in_vocab.to(ce.dtype)
     value, dlogits = objective(q, ce, lesson, config.objective)
-    accept = torch.minimum(lesson.p * lesson.p_absolute[:, None], q).sum(-1)
-    return Graded(dlogits * (counted * scale)[:, None], value * counted * scale, ce, lesson, accept, hit)
+    weight_S = counted * scale_S
+    return Graded(dlogits.mul_(weight_S[:, None]), value * weight_S, ce, lesson, accept, hit)
 
 
 def objective(q: Tensor, ce: Tensor, lesson: Lesson, name: Objective) -> tuple[Tensor, Tensor]:
@@ -256,16 +270,53 @@ def wide_product(rows: Tensor, weight: Tensor) -> Tensor:
     return product(rows, weight) if rows.element_size() == 2 else rows @ weight.T
 
 
-def chunk_bounds(num_labels: int, vocabulary: int) -> list[tuple[int, int]]:
-    """Ranges of label rows whose `[C, D]` fits into CHUNK_BYTES."""
-    size = max(1, CHUNK_BYTES // (4 * vocabulary))
-    return [(low, min(low + size, num_labels)) for low in range(0, num_labels, size)]
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Label rows `low .. high` and the students of all steps that are asked about one of them, `[S]`."""
+
+    low: int
+    high: int
+    places: Tensor
+    """Among the student rows of all steps."""
+    labels: Tensor
+    """Each student's label row, from `low`."""
+    steps: Tensor
+    """Each student's step of the unroll."""
 
 
-def label_slice(label: Tensor, low: int, high: int) -> slice:
-    """The student rows of one step whose teacher is in `low .. high`; labels ascend with the rows."""
-    bounds = torch.searchsorted(label, torch.tensor([low, high], device=label.device)).tolist()
-    return slice(bounds[0], bounds[1])
+def chunks(labels: Sequence[Tensor], num_labels: int, vocabulary: int) -> list[Chunk]:
+    """All students, in chunks of label rows whose logits fit into CHUNK_BYTES. The labels of a step ascend."""
+    size = chunk_labels(len(labels), vocabulary)
+    device = labels[0].device
+    edges = torch.arange(0, num_labels + size, size, device=device)
+    bounds = torch.stack([torch.searchsorted(label, edges) for label in labels]).tolist()
+    starts = [0, *itertools.accumulate(len(label) for label in labels)]
+    found = []
+    for number, low in enumerate(range(0, num_labels, size)):
+        parts = [(step, bound[number], bound[number + 1]) for step, bound in enumerate(bounds)]
+        parts = [(step, begin, end) for step, begin, end in parts if end > begin]
+        if parts:
+            found.append(
+                Chunk(
+                    low=low,
+                    high=min(low + size, num_labels),
+                    places=torch.cat([torch.arange(starts[k] + i, starts[k] + j, device=device) for k, i, j in parts]),
+                    labels=torch.cat([labels[k][i:j] for k, i, j in parts]) - low,
+                    steps=torch.cat([torch.full((j - i,), k, device=device) for k, i, j in parts]),
+                )
+            )
+    return found
+
+
+def chunk_labels(num_steps: int, vocabulary: int) -> int:
+    """Label rows of a chunk: each may have a student at every step."""
+    return max(1, min(CHUNK_ROWS, CHUNK_BYTES // (4 * vocabulary)) // num_steps)
+
+
+def blocks(logits_SD: Tensor) -> list[slice]:
+    """Rows that are graded together."""
+    size = max(1, BLOCK_BYTES // (4 * logits_SD.shape[1]))
+    return [slice(start, start + size) for start in range(0, len(logits_SD), size)]
 
 
 def summed(grades: Grades, asked: Sequence[Guess], row: PackedRow) -> MetricSums:

@@ -51,7 +51,7 @@ class Optimizer:
             for parameter in self._parameters
         ]
         self._adam = torch.optim.AdamW(
-            self.masters, lr=config.learning_rate, betas=BETAS, eps=EPS, weight_decay=config.weight_decay, foreach=True
+            self.masters, lr=config.learning_rate, betas=BETAS, eps=EPS, weight_decay=config.weight_decay, fused=True
         )
         self.skipped = 0
         self.clipped = 0
@@ -127,7 +127,7 @@ class Optimizer:
         for name, master in zip(names, self.masters, strict=True):
             master.copy_(masters[name])
             self._adam.state[master] = {
-                "step": moments[f"step.{name}"].reshape(()).clone(),
+                "step": moments[f"step.{name}"].to(master.device).reshape(()).clone(),
                 "exp_avg": moments[f"exp_avg.{name}"].to(master.device).clone(),
                 "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(master.device).clone(),
             }

@@ -21,8 +21,9 @@ from draftyard_trainer.hidden_states.sample import Sample
 class PackedRow:
     """One micro-batch. Row t of a document embeds token t+1+k at step k and predicts token t+2+k."""
 
-    tokens_TN: Tensor
-    """Token embedded at row t and step k: `x[t+1+k]`, or 0 beyond the document, where nothing is supervised."""
+    tokens_N: Tensor
+    """Token embedded at row t and step 0, `x[t+1]`, or 0 at the end of a document. Step k embeds that of row t + k,
+    which is in the same document wherever anything is supervised."""
     positions_N: Tensor
     """t, from 0 in every document; RoPE uses t + k."""
     documents: Documents
@@ -93,7 +94,7 @@ def build_row(samples: Sequence[Sample], ttt_steps: int, alignment: Alignment = 
     offsets = np.cumsum([0, *(len(sample.tok) for sample in samples[:-1])])
     labels = [np.where(part.label >= 0, part.label + offset, -1) for part, offset in zip(parts, offsets, strict=True)]
     return PackedRow(
-        tokens_TN=torch.from_numpy(np.concatenate([part.tokens for part in parts], axis=1)),
+        tokens_N=torch.from_numpy(np.concatenate([part.tokens for part in parts])),
         positions_N=torch.cat([torch.arange(length) for length in lengths]),
         documents=Documents(cu, torch.tensor(cu, dtype=torch.int32)),
         aux=torch.cat([sample.aux for sample in samples]),
@@ -108,9 +109,9 @@ def build_row(samples: Sequence[Sample], ttt_steps: int, alignment: Alignment = 
 
 @dataclass(frozen=True, eq=False)
 class Shifted:
-    """One document, shifted: `tokens`, `gates`, `label` are `[T, n]`, `next_token` is `[r]`."""
+    """One document, shifted: `tokens` is `[n]`, `gates` and `label` are `[T, n]`, `next_token` is `[r]`."""
 
-    tokens: np.ndarray[tuple[int, int], np.dtype[np.int64]]
+    tokens: np.ndarray[tuple[int], np.dtype[np.int64]]
     gates: Mask
     label: np.ndarray[tuple[int, int], np.dtype[np.int64]]
     next_token: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -120,7 +121,6 @@ def shift(document: Document, ttt_steps: int, alignment: Alignment) -> Shifted:
     """Every shift of one document, by raw position: packing needs no other rule at document borders."""
     n = document.num_tokens
     at = np.arange(n)[None, :] + 1 + np.arange(ttt_steps)[:, None]
-    inside = at < n
     rows = document.label_rows()
     place = np.full(n, -1, dtype=np.int64)
     place[rows] = np.arange(len(rows))
@@ -128,7 +128,7 @@ def shift(document: Document, ttt_steps: int, alignment: Alignment) -> Shifted:
     clipped = np.minimum(at, n - 1)
     following = np.minimum(rows + 1, n - 1)
     return Shifted(
-        tokens=np.where(inside, document.tokens[clipped], 0),
+        tokens=np.append(document.tokens[1:], 0),
         gates=gates,
         label=np.where(gates, place[clipped], -1),
         next_token=np.where(rows + 1 < n, document.tokens[following], -1),

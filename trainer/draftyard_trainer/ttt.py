@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from draftyard_trainer.draft.model import DraftModel, UnrollState
+from draftyard_trainer.draft.model import DraftModel, select
 from draftyard_trainer.rows import PackedRow
 
 # R_k rows of step k, H width of the draft
@@ -26,17 +26,21 @@ def unroll(draft: DraftModel, row: PackedRow) -> list[Guess]:
     That is exact: prompt rows are read as step-0 keys alone, and a row that is supervised no more is never read again.
     """
     needed_TN = row.needed_TN()
-    state = UnrollState(row.documents)
+    state = draft.start(row.documents)
     rows = needed_TN[0].nonzero().squeeze(1)
-    fused_NH = draft.fuse(row.aux)
-    hidden = draft.first_step(draft.embed(row.tokens_TN[0]), fused_NH, row.positions_N, rows, state)
+    tokens_NP = draft.project(draft.embed(row.tokens_N))
+    hidden = draft.first_step(tokens_NP, draft.fuse(row.aux), row.positions_N, rows, state)
     guesses = [Guess(rows, hidden)]
     for step in range(1, len(needed_TN)):
         kept = needed_TN[step][rows].nonzero().squeeze(1)
         rows = rows[kept]
         state.narrow(kept)
         hidden = draft.next_step(
-            draft.embed(row.tokens_TN[step][rows]), draft.carry(hidden)[kept], row.positions_N[rows] + step, rows, state
+            tokens_NP.index_select(0, rows + step),
+            select(draft.carry(hidden), kept),
+            row.positions_N[rows] + step,
+            rows,
+            state,
         )
         guesses.append(Guess(rows, hidden))
     return guesses

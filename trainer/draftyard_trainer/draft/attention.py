@@ -97,15 +97,13 @@ class _ChainAttention(torch.autograd.Function):
         query_Nhd = spread(query_Rhd, rows_R, len(key_Ngd))
         output_Nhd, lse_Nh = causal_forward(query_Nhd, key_Ngd, value_Ngd, documents)
         output_Rhd, lse_Rh = output_Nhd[rows_R], lse_Nh[rows_R]
-        keys = [tensor[index] for tensor, index in zip(chain[0::2], indices, strict=True)]
-        values = [tensor[index] for tensor, index in zip(chain[1::2], indices, strict=True)]
-        if keys:
-            scores_CRh = torch.stack([own_scores(query_Rhd, key) for key in keys])
-            merged_Rh = torch.logsumexp(torch.cat([lse_Rh[None], scores_CRh]), dim=0)
+        if chain:
+            keys, values = stacked(chain[0::2], indices), stacked(chain[1::2], indices)
+            scores_RhC = own_scores(query_Rhd, keys)
+            merged_Rh = torch.logsumexp(torch.cat([lse_Rh[..., None], scores_RhC], dim=-1), dim=-1)
             output_Rhd = output_Rhd * (lse_Rh - merged_Rh).exp()[..., None].to(output_Rhd.dtype)
-            for scores_Rh, value_Rgd in zip(scores_CRh, values, strict=True):
-                weight_Rh1 = (scores_Rh - merged_Rh).exp()[..., None].to(output_Rhd.dtype)
-                output_Rhd = output_Rhd + per_head(weight_Rh1, value_Rgd)
+            weight_RhC = (scores_RhC - merged_Rh[..., None]).exp().to(output_Rhd.dtype)
+            output_Rhd += grouped_product(weight_RhC, values)
             lse_Rh = merged_Rh
         ctx.save_for_backward(query_Rhd, key_Ngd, value_Ngd, rows_R, output_Rhd, lse_Rh, *indices, *chain)
         ctx.documents = documents  # type: ignore[attr-defined]
@@ -127,38 +125,50 @@ class _ChainAttention(torch.autograd.Function):
             ctx.documents,  # type: ignore[attr-defined]
         )
         grad_query_Rhd = grad_query_Nhd[rows_R]
-        delta_Rh = (grad_Rhd * output_Rhd).sum(-1)
-        scale, groups = query_Rhd.shape[-1] ** -0.5, query_Rhd.shape[1] // key_Ngd.shape[1]
-        grads_chain: list[Tensor] = []
-        for index, keys, values in zip(indices, chain[0::2], chain[1::2], strict=True):
-            key_Rgd, value_Rgd = keys[index], values[index]
-            weight_Rh = (own_scores(query_Rhd, key_Rgd) - lse_Rh).exp().to(grad_Rhd.dtype)
-            grad_weight_Rh = (grouped(grad_Rhd, key_Rgd) * value_Rgd[:, :, None]).sum(-1).flatten(1)
-            grad_score_Rh1 = (weight_Rh * (grad_weight_Rh - delta_Rh) * scale)[..., None]
-            grad_query_Rhd = grad_query_Rhd + per_head(grad_score_Rh1, key_Rgd)
-            for own, weight in ((query_Rhd, grad_score_Rh1), (grad_Rhd, weight_Rh[..., None])):
-                summed_Rgd = (own * weight).unflatten(1, (-1, groups)).sum(2)
-                grads_chain.append(torch.zeros_like(keys).index_add_(0, index, summed_Rgd))
+        if not chain:
+            return grad_query_Rhd, grad_key_Ngd, grad_value_Ngd, None, None, None
+        keys, values = stacked(chain[0::2], indices), stacked(chain[1::2], indices)
+        delta_Rh1 = (grad_Rhd * output_Rhd).sum(-1, keepdim=True)
+        weight_RhC = (own_scores(query_Rhd, keys) - lse_Rh[..., None]).exp().to(grad_Rhd.dtype)
+        grad_weight_RhC = grouped_product(grad_Rhd, values.transpose(2, 3))
+        grad_scores_RhC = (grad_weight_RhC - delta_Rh1).mul_(weight_RhC).mul_(query_Rhd.shape[-1] ** -0.5)
+        grad_query_Rhd = grad_query_Rhd + grouped_product(grad_scores_RhC, keys)
+        grad_keys = outer(grad_scores_RhC, query_Rhd, keys)
+        grad_values = outer(weight_RhC, grad_Rhd, values)
+        grads_chain = [
+            torch.zeros_like(tensor).index_copy_(0, index, grad)
+            for link, index in enumerate(indices)
+            for tensor, grad in (
+                (chain[2 * link], grad_keys[:, :, link]),
+                (chain[2 * link + 1], grad_values[:, :, link]),
+            )
+        ]
         return grad_query_Rhd, grad_key_Ngd, grad_value_Ngd, None, None, None, *grads_chain
 
 
-def grouped(query_Rhd: Tensor, key_Rgd: Tensor) -> Tensor:
-    """Queries beside the key head that they share: `[R, g, h/g, d]`. No copy."""
-    beside: Tensor = query_Rhd.unflatten(1, (key_Rgd.shape[1], -1))
-    return beside
+def stacked(links: Sequence[Tensor], indices: Sequence[Tensor]) -> Tensor:
+    """The chain of every queried row side by side: `[R, g, C, d]`."""
+    return torch.stack([link.index_select(0, index) for link, index in zip(links, indices, strict=True)], dim=2)
 
 
-def own_scores(query_Rhd: Tensor, key_Rgd: Tensor) -> Tensor:
-    """Score of each row with its own chain key, fp32 or wider: `[R, h]`."""
-    scores = (grouped(query_Rhd, key_Rgd) * key_Rgd[:, :, None]).sum(-1).flatten(1)
+def own_scores(query_Rhd: Tensor, keys_RgCd: Tensor) -> Tensor:
+    """Scores of each row with its own chain keys, fp32 or wider: `[R, h, C]`."""
+    scores = grouped_product(query_Rhd, keys_RgCd.transpose(2, 3))
     wide: Tensor = scores.to(torch.promote_types(scores.dtype, torch.float32)) * query_Rhd.shape[-1] ** -0.5
     return wide
 
 
-def per_head(weight_Rh1: Tensor, value_Rgd: Tensor) -> Tensor:
-    """A weight per query head times the value of its key head: `[R, h, d]`."""
-    weighted: Tensor = (weight_Rh1.unflatten(1, (value_Rgd.shape[1], -1)) * value_Rgd[:, :, None]).flatten(1, 2)
-    return weighted
+def grouped_product(left_Rhx: Tensor, right_Rgxy: Tensor) -> Tensor:
+    """Each head of a row times the matrix of its group: `[R, h, y]`. Groups are not repeated for their heads."""
+    product: Tensor = (left_Rhx.unflatten(1, (right_Rgxy.shape[1], -1)) @ right_Rgxy).flatten(1, 2)
+    return product
+
+
+def outer(left_RhC: Tensor, right_Rhd: Tensor, like_RgCd: Tensor) -> Tensor:
+    """Sum over the heads of a group of their outer products: `[R, g, C, d]`."""
+    groups = like_RgCd.shape[1]
+    product: Tensor = left_RhC.unflatten(1, (groups, -1)).transpose(2, 3) @ right_Rhd.unflatten(1, (groups, -1))
+    return product
 
 
 def spread(tensor_R: Tensor, rows_R: Tensor, num_rows: int) -> Tensor:

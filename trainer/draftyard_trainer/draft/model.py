@@ -17,25 +17,12 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from draftyard_trainer.data.vocabulary import DraftVocabulary
 from draftyard_trainer.draft.attention import Chain, Documents, attend
 from draftyard_trainer.draft.config import DraftConfig
+from draftyard_trainer.draft.layers import MLP, RMSNorm, rotate
 
-# N rows of a packed micro-batch, R rows of one step, A captured layers, H width, V target and D draft vocabulary
+# N rows of a packed micro-batch, R rows of one step, A captured layers, H width, V target and D draft vocabulary,
+# P = width of query, key and value together
 
 INIT_STD = 0.02
-
-
-class RMSNorm(nn.Module):
-    """`x * rsqrt(mean(x^2) + eps)` in fp32, cast back, times the weight."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -50,21 +37,6 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * size, config.hidden_size, bias=False)
 
 
-class MLP(nn.Module):
-    """`down(silu(gate(x)) * up(x))`."""
-
-    def __init__(self, config: DraftConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """One gated layer."""
-        down: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return down
-
-
 class Layer(nn.Module):
     """The one decoder layer, with two input norms: one for the embedding, one for the hidden state."""
 
@@ -74,7 +46,7 @@ class Layer(nn.Module):
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
 
 @dataclass(eq=False)
@@ -82,6 +54,8 @@ class UnrollState:
     """What one unroll carries from step to step: the step-0 keys and values of all rows, and each row's own chain."""
 
     documents: Documents
+    hidden_PH: Tensor
+    """The half of the query, key and value weights that reads the hidden state."""
     key_Ngd: Tensor | None = None
     value_Ngd: Tensor | None = None
     chain: list[Chain] = field(default_factory=list)
@@ -168,29 +142,48 @@ class DraftModel(nn.Module):
         fused: Tensor = self.fc(aux)
         return fused
 
+    def start(self, documents: Documents) -> UnrollState:
+        """Begin an unroll. The weights are taken apart once, so that their gradients are put together once."""
+        return UnrollState(
+            documents, torch.cat([weight[:, self.config.hidden_size :] for weight in self._projections()])
+        )
+
+    def project(self, embedded_NH: Tensor) -> Tensor:
+        """What tokens give to query, key and value, `[N, P]`: the same at any step, so it is made once."""
+        weight_PH = torch.cat([weight[:, : self.config.hidden_size] for weight in self._projections()])
+        return F.linear(self.midlayer.input_layernorm(embedded_NH), weight_PH)
+
     def first_step(
-        self, embedded_NH: Tensor, hidden_NH: Tensor, positions_N: Tensor, rows_R: Tensor, state: UnrollState
+        self, tokens_NP: Tensor, hidden_NH: Tensor, positions_N: Tensor, rows_R: Tensor, state: UnrollState
     ) -> Tensor:
-        """Step 0: keys and values of all N rows, all else only for the rows `rows_R`. Returns hidden `[R, H]`."""
-        x = self._layer_input(embedded_NH, hidden_NH)
+        """Step 0: keys and values of all N rows, all else only for the rows `rows_R`. Returns hidden `[R, H]`.
+
+        `tokens_NP` is `project` of each row's token.
+        """
+        width = self._query_width
+        normed_NH = self.midlayer.hidden_norm(hidden_NH)
         cos, sin = self._rope(positions_N)
-        state.key_Ngd = rotate(self._heads(self.midlayer.self_attn.k_proj(x)), cos, sin)
-        state.value_Ngd = self._heads(self.midlayer.self_attn.v_proj(x))
-        query = rotate(self._heads(self.midlayer.self_attn.q_proj(x[rows_R])), cos[rows_R], sin[rows_R])
-        return self._finish(query, self._residual(hidden_NH[rows_R]), rows_R, state)
+        key_value = torch.addmm(tokens_NP[:, width:], normed_NH, state.hidden_PH[width:].T)
+        key, value = self._heads(key_value).chunk(2, dim=1)
+        state.key_Ngd, state.value_Ngd = rotate(key, cos, sin), value
+        normed_RH, tokens_RP = select(normed_NH, rows_R), select(tokens_NP, rows_R)
+        query = self._heads(torch.addmm(tokens_RP[:, :width], normed_RH, state.hidden_PH[:width].T))
+        residual_RH = normed_RH if self.config.norm_before_residual else select(hidden_NH, rows_R)
+        return self._finish(rotate(query, cos[rows_R], sin[rows_R]), residual_RH, rows_R, state)
 
     def next_step(
-        self, embedded_RH: Tensor, hidden_RH: Tensor, positions_R: Tensor, rows_R: Tensor, state: UnrollState
+        self, tokens_RP: Tensor, hidden_RH: Tensor, positions_R: Tensor, rows_R: Tensor, state: UnrollState
     ) -> Tensor:
         """A later step of the rows `rows_R`, fed with the hidden states of the step before. Returns hidden `[R, H]`."""
-        x = self._layer_input(embedded_RH, hidden_RH)
-        cos, sin = self._rope(positions_R)
-        attention = self.midlayer.self_attn
+        normed_RH = self.midlayer.hidden_norm(hidden_RH)
+        heads = self._heads(torch.addmm(tokens_RP, normed_RH, state.hidden_PH.T))
+        groups = self.config.num_key_value_heads
+        turned = rotate(heads[:, :-groups], *self._rope(positions_R))
+        query, key = turned[:, :-groups], turned[:, -groups:]
         own = torch.arange(len(rows_R), device=rows_R.device)
-        key = rotate(self._heads(attention.k_proj(x)), cos, sin)
-        state.chain.append(Chain(key, self._heads(attention.v_proj(x)), own))
-        query = rotate(self._heads(attention.q_proj(x)), cos, sin)
-        return self._finish(query, self._residual(hidden_RH), rows_R, state)
+        state.chain.append(Chain(key, heads[:, -groups:], own))
+        residual_RH = normed_RH if self.config.norm_before_residual else hidden_RH
+        return self._finish(query, residual_RH, rows_R, state)
 
     def carry(self, hidden_RH: Tensor) -> Tensor:
         """What one step hands to the next: its own output, not normed unless the profile says so."""
@@ -202,13 +195,14 @@ class DraftModel(nn.Module):
         scores: Tensor = self.lm_head(self.norm(hidden))
         return scores
 
-    def _layer_input(self, embedded: Tensor, hidden: Tensor) -> Tensor:
-        """Embedding first, then the hidden state, each with its own norm: `[.., 2H]`."""
-        return torch.cat([self.midlayer.input_layernorm(embedded), self.midlayer.hidden_norm(hidden)], dim=-1)
+    @property
+    def _query_width(self) -> int:
+        return self.config.num_attention_heads * self.config.head_dim
 
-    def _residual(self, hidden: Tensor) -> Tensor:
-        normed: Tensor = self.midlayer.hidden_norm(hidden) if self.config.norm_before_residual else hidden
-        return normed
+    def _projections(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of query, key and value; each reads the embedding first, then the hidden state."""
+        attention = self.midlayer.self_attn
+        return attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight
 
     def _finish(self, query_Rhd: Tensor, residual_RH: Tensor, rows_R: Tensor, state: UnrollState) -> Tensor:
         """Attention and MLP with their residuals."""
@@ -239,11 +233,9 @@ class DraftModel(nn.Module):
         return cos[0, :-1, None], sin[0, :-1, None]
 
 
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding, rotate-half: `[R, heads, d]`."""
-    low, high = heads.chunk(2, dim=-1)
-    turned = torch.cat([-high, low], dim=-1)
-    return (heads * cos + turned * sin).to(heads.dtype)
+def select(tensor_N: Tensor, rows_R: Tensor) -> Tensor:
+    """Some rows, ascending; all of them cost nothing."""
+    return tensor_N if len(rows_R) == len(tensor_N) else tensor_N.index_select(0, rows_R)
 
 
 def rope_config(config: DraftConfig) -> LlamaConfig:

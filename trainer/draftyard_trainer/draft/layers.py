@@ -1,0 +1,120 @@
+"""Layers whose backward is written out: they keep their inputs and redo what is cheap, where autograd keeps every step.
+
+An unroll holds the activations of all its steps at once, so what a layer keeps per row is what decides memory.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+# R rows, H width, I width inside the MLP, h heads of size d
+
+
+class RMSNorm(nn.Module):
+    """`x * rsqrt(mean(x^2) + eps)` in fp32, cast back, times the weight."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+        return normed
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps x and one number per row."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = torch.rsqrt(length.square() / x.shape[-1] + eps)
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grad_outputs
+        x, weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+        normed = x.to(scale.dtype) * scale
+        wide = grad.to(scale.dtype)
+        product = wide * normed
+        grad_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
+        along = product.mul_(weight).mean(-1, keepdim=True)
+        grad_x = torch.addcmul(wide * weight, normed, along, value=-1).mul_(scale)
+        return grad_x.to(x.dtype), grad_weight, None
+
+
+class MLP(nn.Module):
+    """`down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[R, H]` to `[R, H]`."""
+        down: Tensor = _GatedMLP.apply(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+        return down
+
+
+class _GatedMLP(torch.autograd.Function):
+    """Keeps x, gate and up: half of what autograd would, and the product of both is redone."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_RH: Tensor, gate_IH: Tensor, up_IH: Tensor, down_HI: Tensor) -> Tensor:
+        gate_RI, up_RI = x_RH @ gate_IH.T, x_RH @ up_IH.T
+        ctx.save_for_backward(x_RH, gate_RI, up_RI, gate_IH, up_IH, down_HI)
+        return F.silu(gate_RI).mul_(up_RI) @ down_HI.T
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_RH,) = grad_outputs
+        x_RH, gate_RI, up_RI, gate_IH, up_IH, down_HI = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_product_RI = grad_RH @ down_HI
+        active_RI = F.silu(gate_RI)
+        grad_up_RI = grad_product_RI * active_RI
+        grad_down = grad_RH.T @ active_RI.mul_(up_RI)
+        grad_gate_RI = torch.ops.aten.silu_backward(grad_product_RI.mul_(up_RI), gate_RI)
+        grad_x = torch.addmm(grad_gate_RI @ gate_IH, grad_up_RI, up_IH)
+        return grad_x, grad_gate_RI.T @ x_RH, grad_up_RI.T @ x_RH, grad_down
+
+
+def rotate(heads_Rhd: Tensor, cos_R1d: Tensor, sin_R1d: Tensor) -> Tensor:
+    """Rotary position embedding, rotate-half. Both halves of a row's angles are the same."""
+    turned: Tensor = _Rotation.apply(heads_Rhd, cos_R1d, sin_R1d)
+    return turned
+
+
+class _Rotation(torch.autograd.Function):
+    """Keeps the angles alone: the backward turns the other way."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, heads_Rhd: Tensor, cos_R1d: Tensor, sin_R1d: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_R1d, sin_R1d)
+        return turn(heads_Rhd, cos_R1d, sin_R1d)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_Rhd,) = grad_outputs
+        cos_R1d, sin_R1d = ctx.saved_tensors  # type: ignore[attr-defined]
+        return turn(grad_Rhd, cos_R1d, -sin_R1d), None, None
+
+
+def turn(heads_Rhd: Tensor, cos_R1d: Tensor, sin_R1d: Tensor) -> Tensor:
+    """Turn every pair (i, i + d/2) of a head by its angle."""
+    turned = heads_Rhd * cos_R1d
+    low, high = heads_Rhd.to(turned.dtype).chunk(2, dim=-1)
+    sin_low, sin_high = sin_R1d.chunk(2, dim=-1)
+    to_low, to_high = turned.chunk(2, dim=-1)
+    to_low.addcmul_(high, sin_low, value=-1)
+    to_high.addcmul_(low, sin_high)
+    return turned.to(heads_Rhd.dtype)
