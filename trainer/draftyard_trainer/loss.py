@@ -7,7 +7,7 @@ while its teacher is there. Gradients are formed in the forward pass, so no `[ro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +27,8 @@ DECAY = 0.8
 """Weight of step k is DECAY ** k."""
 CHUNK_BYTES = 64 * 2**20
 """Most bytes of the logits of one chunk, all steps together; the teacher's are a share 1/T of them."""
-CHUNK_ROWS = 512
+CHUNK_ROWS = 1024
 """Student rows of a chunk, about: a product is at full speed by then, and more rows only take memory."""
-BLOCK_BYTES = 16 * 2**20
-"""Logits are graded by blocks of this size: a few tensors like it live at once, and smaller ones waste their time on
-waking the other cores."""
 MIN_ALPHA = 1e-8
 HYBRID_ETA = 3.0
 
@@ -133,7 +130,11 @@ class _FusedLoss(torch.autograd.Function):
         for chunk in chunks(labels, len(row.last), len(weight_DH)):
             lesson = teach(teacher, row, chunk.low, chunk.high)
             y_SH = normed_MH[chunk.places]
-            dlogits_SD = grade_chunk(wide_product(y_SH, weight_DH), lesson, chunk, grades, config).to(weight_DH.dtype)
+            logits_SD = wide_product(y_SH, weight_DH)
+            for part in chunk.parts:
+                scale = float(config.step_scales[part.step])
+                grade(logits_SD[part.rows], lesson.of(part.labels), scale, config).store(grades, part.places)
+            dlogits_SD = logits_SD.to(weight_DH.dtype)
             if grad_MH is not None:
                 grad_MH[chunk.places] = dlogits_SD @ weight_DH
             if grad_DH is not None and wide == weight_DH.dtype:
@@ -164,8 +165,8 @@ class Lesson:
     """The target's first choice as a draft id; any value where it is out of the vocabulary."""
     in_vocab: Tensor
 
-    def of(self, index: Tensor) -> Lesson:
-        """The lesson of the given rows."""
+    def of(self, index: Tensor | slice) -> Lesson:
+        """The lesson of some rows; a slice costs nothing."""
         return Lesson(
             self.p[index], self.entropy[index], self.p_absolute[index], self.choice[index],
             self.in_vocab[index],
@@ -174,13 +175,10 @@ class Lesson:
 
 def teach(teacher: Teacher, row: PackedRow, low: int, high: int) -> Lesson:
     """The teacher of label rows `low .. high`."""
-    p = teacher.logits(row.last[low:high])
-    log_mass, entropy = p.new_empty(len(p)), p.new_empty(len(p))
-    for block in blocks(p):
-        log_mass[block] = torch.logsumexp(p[block], dim=-1)
-        log_p = p[block] - log_mass[block, None]
-        torch.exp(log_p, out=p[block])
-        entropy[block] = -(p[block] * log_p).sum(-1)
+    log_p = teacher.logits(row.last[low:high])
+    log_mass = torch.logsumexp(log_p, dim=-1)
+    p = log_p.sub_(log_mass[:, None]).exp()
+    entropy = -log_p.mul_(p).sum(-1)
     tok = row.tok[low:high].to(teacher.ids.device, torch.int64)
     choice = torch.searchsorted(teacher.ids, tok).clamp(max=len(teacher.ids) - 1)
     lse = row.lse[low:high].to(log_mass.device, log_mass.dtype)
@@ -205,55 +203,45 @@ class Graded:
     accept: Tensor
     hit: Tensor
 
-    def store(self, grades: Grades, place: Tensor) -> None:
+    def store(self, grades: Grades, place: slice) -> None:
         """Put the numbers where they belong."""
-        grades.loss[place] = self.loss.double()
-        grades.ce[place] = self.ce.double()
-        grades.entropy[place] = self.lesson.entropy.double()
-        grades.accept[place] = self.accept.double()
+        grades.loss[place] = self.loss
+        grades.ce[place] = self.ce
+        grades.entropy[place] = self.lesson.entropy
+        grades.accept[place] = self.accept
         grades.hit[place] = self.hit
         grades.in_vocab[place] = self.lesson.in_vocab
 
 
-def grade_chunk(logits_SD: Tensor, lesson: Lesson, chunk: Chunk, grades: Grades, config: LossConfig) -> Tensor:
-    """Grade the students of a chunk; their logits are overwritten by the gradient, which is returned."""
-    scale_S = config.step_scales.to(logits_SD.device, logits_SD.dtype)[chunk.steps]
-    for block in blocks(logits_SD):
-        graded = grade(logits_SD[block], lesson.of(chunk.labels[block]), scale_S[block], config)
-        graded.store(grades, chunk.places[block])
-        logits_SD[block] = graded.dlogits
-    return logits_SD
+def grade(logits_SD: Tensor, lesson: Lesson, scale: float, config: LossConfig) -> Graded:
+    """Compare student logits with their teacher. `scale` is the step's weight over its normaliser.
 
-
-def grade(logits_SD: Tensor, lesson: Lesson, scale_S: Tensor, config: LossConfig) -> Graded:
-    """Compare student logits with their teacher. `scale_S` is the step's weight over its normaliser, `[S]` or `[1]`.
-
-    A pair hits when no logit is above that of the target's choice. The logits are used up.
+    The logits are overwritten by the gradient. A pair hits when no logit is above that of the target's choice.
     """
     top_S1 = logits_SD.amax(dim=-1, keepdim=True)
     hit = (logits_SD.gather(1, lesson.choice[:, None]) == top_S1)[:, 0] & lesson.in_vocab
-    shifted_SD = logits_SD.sub_(top_S1)
-    q = shifted_SD.exp()
+    q = logits_SD.sub_(top_S1).exp()
     mass_S1 = q.sum(-1, keepdim=True)
     q /= mass_S1
-    # p sums to 1: the cross-entropy is log(mass) - p . shifted
-    ce = mass_S1[:, 0].log() - shifted_SD.mul_(lesson.p).sum(-1)
-    absolute_SD = torch.mul(lesson.p, lesson.p_absolute[:, None], out=shifted_SD)
-    accept = torch.minimum(absolute_SD, q, out=shifted_SD).sum(-1)
+    # p sums to 1: the cross-entropy is log(mass) - p . (logits - top)
+    ce = mass_S1[:, 0].log() - logits_SD.mul_(lesson.p).sum(-1)
+    torch.mul(lesson.p, lesson.p_absolute[:, None], out=logits_SD)
+    accept = torch.minimum(logits_SD, q, out=logits_SD).sum(-1)
     counted = torch.ones_like(ce) if config.keeps_out_of_vocab else lesson.in_vocab.to(ce.dtype)
-    value, dlogits = objective(q, ce, lesson, config.objective)
-    weight_S = counted * scale_S
-    return Graded(dlogits.mul_(weight_S[:, None]), value * weight_S, ce, lesson, accept, hit)
+    value, dlogits_SD = objective(q, ce, lesson, config.objective)
+    weight_S = counted * scale
+    torch.mul(dlogits_SD, weight_S[:, None], out=logits_SD)
+    return Graded(logits_SD, value * weight_S, ce, lesson, accept, hit)
 
 
 def objective(q: Tensor, ce: Tensor, lesson: Lesson, name: Objective) -> tuple[Tensor, Tensor]:
     """Value `[S]` and gradient by the logits `[S, D]` of one of the objectives.
 
     kl: cross-entropy. lk_alpha: -log of the acceptance alpha = sum min(p, q). lk_hybrid: both, by a weight that falls
-    with alpha and carries no gradient.
+    with alpha and carries no gradient. q may be used up.
     """
     if name == "kl":
-        return ce, q - lesson.p
+        return ce, q.sub_(lesson.p)
     alpha = torch.minimum(lesson.p, q).sum(-1)
     below = (q < lesson.p).to(q.dtype)
     dalpha = q * (below - (q * below).sum(-1, keepdim=True))
@@ -270,6 +258,19 @@ def wide_product(rows: Tensor, weight: Tensor) -> Tensor:
     return product(rows, weight) if rows.element_size() == 2 else rows @ weight.T
 
 
+@dataclass(frozen=True)
+class Part:
+    """Students of one step in a chunk."""
+
+    step: int
+    rows: slice
+    """Among the students of the chunk."""
+    places: slice
+    """Among the students of all steps."""
+    labels: slice | Tensor
+    """Their label rows, from the chunk's first: a slice where none is left out."""
+
+
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """Label rows `low .. high` and the students of all steps that are asked about one of them, `[S]`."""
@@ -277,46 +278,41 @@ class Chunk:
     low: int
     high: int
     places: Tensor
-    """Among the student rows of all steps."""
-    labels: Tensor
-    """Each student's label row, from `low`."""
-    steps: Tensor
-    """Each student's step of the unroll."""
+    """Among the students of all steps."""
+    parts: tuple[Part, ...]
 
 
-def chunks(labels: Sequence[Tensor], num_labels: int, vocabulary: int) -> list[Chunk]:
+def chunks(labels: Sequence[Tensor], num_labels: int, vocabulary: int) -> Iterator[Chunk]:
     """All students, in chunks of label rows whose logits fit into CHUNK_BYTES. The labels of a step ascend."""
     size = chunk_labels(len(labels), vocabulary)
     device = labels[0].device
     edges = torch.arange(0, num_labels + size, size, device=device)
     bounds = torch.stack([torch.searchsorted(label, edges) for label in labels]).tolist()
     starts = [0, *itertools.accumulate(len(label) for label in labels)]
-    found = []
     for number, low in enumerate(range(0, num_labels, size)):
-        parts = [(step, bound[number], bound[number + 1]) for step, bound in enumerate(bounds)]
-        parts = [(step, begin, end) for step, begin, end in parts if end > begin]
+        parts: list[Part] = []
+        count = 0
+        for step, (label, bound) in enumerate(zip(labels, bounds, strict=True)):
+            begin, end = bound[number : number + 2]
+            if end > begin:
+                rows, places = slice(count, count + end - begin), slice(starts[step] + begin, starts[step] + end)
+                parts.append(Part(step, rows, places, as_slice(label[begin:end] - low)))
+                count = rows.stop
         if parts:
-            found.append(
-                Chunk(
-                    low=low,
-                    high=min(low + size, num_labels),
-                    places=torch.cat([torch.arange(starts[k] + i, starts[k] + j, device=device) for k, i, j in parts]),
-                    labels=torch.cat([labels[k][i:j] for k, i, j in parts]) - low,
-                    steps=torch.cat([torch.full((j - i,), k, device=device) for k, i, j in parts]),
-                )
-            )
-    return found
+            places_S = torch.cat([torch.arange(part.places.start, part.places.stop, device=device) for part in parts])
+            yield Chunk(low, min(low + size, num_labels), places_S, tuple(parts))
+
+
+def as_slice(ascending: Tensor) -> slice | Tensor:
+    """Distinct ascending numbers as a slice where none is left out. On a GPU asking would cost more than it saves."""
+    if not ascending.is_cuda and int(ascending[-1] - ascending[0]) == len(ascending) - 1:
+        return slice(int(ascending[0]), int(ascending[-1]) + 1)
+    return ascending
 
 
 def chunk_labels(num_steps: int, vocabulary: int) -> int:
     """Label rows of a chunk: each may have a student at every step."""
     return max(1, min(CHUNK_ROWS, CHUNK_BYTES // (4 * vocabulary)) // num_steps)
-
-
-def blocks(logits_SD: Tensor) -> list[slice]:
-    """Rows that are graded together."""
-    size = max(1, BLOCK_BYTES // (4 * logits_SD.shape[1]))
-    return [slice(start, start + size) for start in range(0, len(logits_SD), size)]
 
 
 def summed(grades: Grades, asked: Sequence[Guess], row: PackedRow) -> MetricSums:

@@ -160,14 +160,16 @@ class DraftModel(nn.Module):
 
         `tokens_NP` is `project` of each row's token.
         """
-        width = self._query_width
+        query_width = self.config.num_attention_heads * self.config.head_dim
+        widths = [query_width, len(state.hidden_PH) - query_width]
+        query_tokens_NP, key_tokens_NP = tokens_NP.split(widths, dim=1)
+        query_PH, key_PH = state.hidden_PH.split(widths)
         normed_NH = self.midlayer.hidden_norm(hidden_NH)
         cos, sin = self._rope(positions_N)
-        key_value = torch.addmm(tokens_NP[:, width:], normed_NH, state.hidden_PH[width:].T)
-        key, value = self._heads(key_value).chunk(2, dim=1)
+        key, value = self._heads(torch.addmm(key_tokens_NP, normed_NH, key_PH.T)).chunk(2, dim=1)
         state.key_Ngd, state.value_Ngd = rotate(key, cos, sin), value
-        normed_RH, tokens_RP = select(normed_NH, rows_R), select(tokens_NP, rows_R)
-        query = self._heads(torch.addmm(tokens_RP[:, :width], normed_RH, state.hidden_PH[:width].T))
+        normed_RH = select(normed_NH, rows_R)
+        query = self._heads(torch.addmm(select(query_tokens_NP, rows_R), normed_RH, query_PH.T))
         residual_RH = normed_RH if self.config.norm_before_residual else select(hidden_NH, rows_R)
         return self._finish(rotate(query, cos[rows_R], sin[rows_R]), residual_RH, rows_R, state)
 
@@ -177,11 +179,11 @@ class DraftModel(nn.Module):
         """A later step of the rows `rows_R`, fed with the hidden states of the step before. Returns hidden `[R, H]`."""
         normed_RH = self.midlayer.hidden_norm(hidden_RH)
         heads = self._heads(torch.addmm(tokens_RP, normed_RH, state.hidden_PH.T))
-        groups = self.config.num_key_value_heads
-        turned = rotate(heads[:, :-groups], *self._rope(positions_R))
-        query, key = turned[:, :-groups], turned[:, -groups:]
+        queries, groups = self.config.num_attention_heads, self.config.num_key_value_heads
+        query_key, value = heads.split([queries + groups, groups], dim=1)
+        query, key = rotate(query_key, *self._rope(positions_R)).split([queries, groups], dim=1)
         own = torch.arange(len(rows_R), device=rows_R.device)
-        state.chain.append(Chain(key, heads[:, -groups:], own))
+        state.chain.append(Chain(key, value, own))
         residual_RH = normed_RH if self.config.norm_before_residual else hidden_RH
         return self._finish(query, residual_RH, rows_R, state)
 
@@ -194,10 +196,6 @@ class DraftModel(nn.Module):
         """Logits over the draft vocabulary `[.., D]`."""
         scores: Tensor = self.lm_head(self.norm(hidden))
         return scores
-
-    @property
-    def _query_width(self) -> int:
-        return self.config.num_attention_heads * self.config.head_dim
 
     def _projections(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights of query, key and value; each reads the embedding first, then the hidden state."""
