@@ -1,0 +1,101 @@
+"""Layers with a backward of their own, against the same formulas left to autograd: values and all gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from draftyard_trainer.draft.layers import MLP, RMSNorm, rotate
+
+ROWS, WIDTH, INNER, HEADS, SIZE = 7, 12, 20, 3, 8
+EPS = 1e-5
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return drawn.requires_grad_()
+
+
+def angles() -> tuple[Tensor, Tensor]:
+    """Cosine and sine `[R, 1, d]`, both halves of a head alike."""
+    half = torch.arange(ROWS)[:, None] * 0.3 ** torch.arange(SIZE // 2, dtype=torch.float64)
+    both = torch.cat([half, half], dim=-1)[:, None]
+    return both.cos(), both.sin()
+
+
+def same(ours: Callable[..., Tensor], reference: Callable[..., Tensor], *leaves: Tensor) -> None:
+    """Equal values, and equal gradients of a sum with random weights."""
+    first, second = ours(*leaves), reference(*leaves)
+    torch.testing.assert_close(first, second, rtol=1e-13, atol=1e-14)
+    weights = torch.randn(first.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    grads = torch.autograd.grad((first * weights).sum(), leaves)
+    expected = torch.autograd.grad((second * weights).sum(), leaves)
+    for grad, reference_grad in zip(grads, expected, strict=True):
+        assert reference_grad.abs().max() > 1e-3
+        torch.testing.assert_close(grad, reference_grad, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(ROWS, WIDTH), (2, ROWS, WIDTH)], ids=["rows", "a batch of rows"])
+def test_rms_norm(shape: tuple[int, ...]):
+    norm = RMSNorm(WIDTH, EPS).double()
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.func.functional_call(norm, {"weight": weight}, (x,))
+
+    def reference(x: Tensor, weight: Tensor) -> Tensor:
+        return weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
+
+    same(ours, reference, random(*shape), random(WIDTH, seed=1))
+
+
+def test_rms_norm_of_16_bits_is_computed_in_32():
+    norm = RMSNorm(WIDTH, EPS).to(torch.bfloat16)
+    x = (random(ROWS, WIDTH) * 300).to(torch.bfloat16)
+    wide = x.float()
+    expected = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(torch.bfloat16)
+    assert torch.equal(norm(x), expected)
+
+
+def test_a_row_of_zeros_has_a_finite_gradient():
+    norm = RMSNorm(WIDTH, EPS)
+    x = torch.zeros(1, WIDTH, requires_grad=True)
+    norm(x).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.full((1, WIDTH), EPS**-0.5))
+
+
+def test_gated_mlp():
+    mlp = MLP(WIDTH, INNER).double()
+
+    def ours(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        weights = {"gate_proj.weight": gate, "up_proj.weight": up, "down_proj.weight": down}
+        return torch.func.functional_call(mlp, weights, (x,))
+
+    def reference(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+    weights = (random(INNER, WIDTH, seed=1), random(INNER, WIDTH, seed=2), random(WIDTH, INNER, seed=3))
+    same(ours, reference, random(ROWS, WIDTH), *weights)
+
+
+def test_rotation():
+    cos, sin = angles()
+
+    def reference(heads: Tensor) -> Tensor:
+        low, high = heads.chunk(2, dim=-1)
+        return heads * cos + torch.cat([-high, low], dim=-1) * sin
+
+    same(lambda heads: rotate(heads, cos, sin), reference, random(ROWS, HEADS, SIZE))
+
+
+def test_inputs_are_left_as_they_were():
+    cos, sin = angles()
+    heads, x = random(ROWS, HEADS, SIZE), random(ROWS, WIDTH)
+    before = heads.detach().clone(), x.detach().clone(), cos.clone(), sin.clone()
+    (rotate(heads, cos, sin).sum() + MLP(WIDTH, INNER).double()(RMSNorm(WIDTH, EPS).double()(x)).sum()).backward()
+    for now, then in zip((heads, x, cos, sin), before, strict=True):
+        assert torch.equal(now, then)
