@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from draftyard_trainer.draft.layers import MLP, RMSNorm, rotate
+from draftyard_trainer.draft.layers import MLP, RMSNorm, _GatedMLP, _NormedLinear, rotate
 
 ROWS, WIDTH, INNER, HEADS, SIZE = 7, 12, 20, 3, 8
 EPS = 1e-5
@@ -25,6 +25,10 @@ def angles() -> tuple[Tensor, Tensor]:
     half = torch.arange(ROWS)[:, None] * 0.3 ** torch.arange(SIZE // 2, dtype=torch.float64)
     both = torch.cat([half, half], dim=-1)[:, None]
     return both.cos(), both.sin()
+
+
+def plain_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
 
 
 def same(ours: Callable[..., Tensor], reference: Callable[..., Tensor], *leaves: Tensor) -> None:
@@ -46,10 +50,7 @@ def test_rms_norm(shape: tuple[int, ...]):
     def ours(x: Tensor, weight: Tensor) -> Tensor:
         return torch.func.functional_call(norm, {"weight": weight}, (x,))
 
-    def reference(x: Tensor, weight: Tensor) -> Tensor:
-        return weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
-
-    same(ours, reference, random(*shape), random(WIDTH, seed=1))
+    same(ours, plain_norm, random(*shape), random(WIDTH, seed=1))
 
 
 def test_rms_norm_of_16_bits_is_computed_in_32():
@@ -68,18 +69,36 @@ def test_a_row_of_zeros_has_a_finite_gradient():
     torch.testing.assert_close(x.grad, torch.full((1, WIDTH), EPS**-0.5))
 
 
+def test_norm_then_linear():
+    norm = RMSNorm(WIDTH, EPS).double()
+
+    def ours(x: Tensor, norm_weight: Tensor, weight: Tensor, plus: Tensor) -> Tensor:
+        return _NormedLinear.apply(x, norm_weight, EPS, weight, plus)
+
+    def reference(x: Tensor, norm_weight: Tensor, weight: Tensor, plus: Tensor) -> Tensor:
+        return plus + plain_norm(x, norm_weight) @ weight.T
+
+    leaves = (random(ROWS, WIDTH), random(WIDTH, seed=1), random(INNER, WIDTH, seed=2), random(ROWS, INNER, seed=3))
+    same(ours, reference, *leaves)
+    x, _, *rest = leaves
+    torch.testing.assert_close(norm.then_linear(x, *rest), reference(x, norm.weight, *rest))
+
+
 def test_gated_mlp():
-    mlp = MLP(WIDTH, INNER).double()
+    mlp, norm = MLP(WIDTH, INNER).double(), RMSNorm(WIDTH, EPS).double()
 
-    def ours(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        weights = {"gate_proj.weight": gate, "up_proj.weight": up, "down_proj.weight": down}
-        return torch.func.functional_call(mlp, weights, (x,))
+    def ours(x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        return _GatedMLP.apply(x, norm_weight, EPS, gate, up, down)
 
-    def reference(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+    def reference(x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        y = plain_norm(x, norm_weight)
+        return (F.silu(y @ gate.T) * (y @ up.T)) @ down.T
 
     weights = (random(INNER, WIDTH, seed=1), random(INNER, WIDTH, seed=2), random(WIDTH, INNER, seed=3))
-    same(ours, reference, random(ROWS, WIDTH), *weights)
+    same(ours, reference, random(ROWS, WIDTH), random(WIDTH, seed=4), *weights)
+    own = (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
+    x = random(ROWS, WIDTH, seed=5)
+    torch.testing.assert_close(mlp(x, norm), reference(x, norm.weight, *own))
 
 
 def test_rotation():
@@ -96,6 +115,6 @@ def test_inputs_are_left_as_they_were():
     cos, sin = angles()
     heads, x = random(ROWS, HEADS, SIZE), random(ROWS, WIDTH)
     before = heads.detach().clone(), x.detach().clone(), cos.clone(), sin.clone()
-    (rotate(heads, cos, sin).sum() + MLP(WIDTH, INNER).double()(RMSNorm(WIDTH, EPS).double()(x)).sum()).backward()
+    (rotate(heads, cos, sin).sum() + MLP(WIDTH, INNER).double()(x, RMSNorm(WIDTH, EPS).double()).sum()).backward()
     for now, then in zip((heads, x, cos, sin), before, strict=True):
         assert torch.equal(now, then)

@@ -84,7 +84,7 @@ def ttt_loss(
     """Loss and metrics of an unrolled row. Without gradients enabled only the numbers are made."""
     asked = [supervised_hidden(guess, gate_N) for guess, gate_N in zip(guesses, row.gates_TN, strict=True)]
     labels = [row.label_TN[step][guess.rows] for step, guess in enumerate(asked)]
-    normed_MH = draft.norm(torch.cat([guess.hidden for guess in asked]))
+    normed_MH = torch.cat([draft.norm(guess.hidden) for guess in asked])
     total, grades = _FusedLoss.apply(normed_MH, draft.lm_head.weight, row, labels, teacher, config)
     return StepLoss(total, summed(grades, asked, row))
 

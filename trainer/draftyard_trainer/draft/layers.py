@@ -26,33 +26,69 @@ class RMSNorm(nn.Module):
         normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
         return normed
 
+    def then_linear(self, x_RH: Tensor, weight_PH: Tensor, plus_RP: Tensor) -> Tensor:
+        """`plus + norm(x) @ weight.T`; the normalised rows are not kept."""
+        projected: Tensor = _NormedLinear.apply(x_RH, self.weight, self.eps, weight_PH, plus_RP)
+        return projected
+
+
+def norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Normalised rows, and the factor of each, `[.., 1]` in fp32 or wider."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    factor = torch.rsqrt(length.square() / x.shape[-1] + eps)
+    return (wide * factor).to(x.dtype).mul_(weight), factor
+
+
+def norm_backward(grad: Tensor, x: Tensor, weight: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients by the rows and by the weight."""
+    normed = x.to(factor.dtype) * factor
+    wide = grad.to(factor.dtype)
+    product = wide * normed
+    grad_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
+    along = product.mul_(weight).mean(-1, keepdim=True)
+    grad_x = torch.addcmul(wide * weight, normed, along, value=-1).mul_(factor)
+    return grad_x.to(x.dtype), grad_weight
+
 
 class _RMSNorm(torch.autograd.Function):
     """Keeps x and one number per row."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = torch.rsqrt(length.square() / x.shape[-1] + eps)
-        ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).to(x.dtype).mul_(weight)
+        normed, factor = norm_forward(x, weight, eps)
+        ctx.save_for_backward(x, weight, factor)
+        return normed
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grad_outputs
-        x, weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-        normed = x.to(scale.dtype) * scale
-        wide = grad.to(scale.dtype)
-        product = wide * normed
-        grad_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
-        along = product.mul_(weight).mean(-1, keepdim=True)
-        grad_x = torch.addcmul(wide * weight, normed, along, value=-1).mul_(scale)
-        return grad_x.to(x.dtype), grad_weight, None
+        x, weight, factor = ctx.saved_tensors  # type: ignore[attr-defined]
+        return *norm_backward(grad_outputs[0], x, weight, factor), None
+
+
+class _NormedLinear(torch.autograd.Function):
+    """Keeps x, which is kept anyway as the residual, and normalises it a second time."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x_RH: Tensor, norm_H: Tensor, eps: float, weight_PH: Tensor, plus_RP: Tensor
+    ) -> Tensor:
+        normed_RH, _ = norm_forward(x_RH, norm_H, eps)
+        ctx.save_for_backward(x_RH, norm_H, weight_PH)
+        ctx.eps = eps  # type: ignore[attr-defined]
+        return torch.addmm(plus_RP, normed_RH, weight_PH.T)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_RP,) = grad_outputs
+        x_RH, norm_H, weight_PH = ctx.saved_tensors  # type: ignore[attr-defined]
+        normed_RH, factor_R1 = norm_forward(x_RH, norm_H, ctx.eps)  # type: ignore[attr-defined]
+        grad_x, grad_norm = norm_backward(grad_RP @ weight_PH, x_RH, norm_H, factor_R1)
+        return grad_x, grad_norm, None, grad_RP.T @ normed_RH, grad_RP
 
 
 class MLP(nn.Module):
-    """`down(silu(gate(x)) * up(x))`."""
+    """`down(silu(gate(y)) * up(y))` of normalised rows y."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
@@ -60,32 +96,39 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[R, H]` to `[R, H]`."""
-        down: Tensor = _GatedMLP.apply(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+    def forward(self, x_RH: Tensor, norm: RMSNorm) -> Tensor:
+        """Normalise, then two layers: `[R, H]` to `[R, H]`."""
+        weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+        down: Tensor = _GatedMLP.apply(x_RH, norm.weight, norm.eps, *weights)
         return down
 
 
 class _GatedMLP(torch.autograd.Function):
-    """Keeps x, gate and up: half of what autograd would, and the product of both is redone."""
+    """Keeps x, gate and up: less than half of what autograd would. The norm and the product of both are redone."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_RH: Tensor, gate_IH: Tensor, up_IH: Tensor, down_HI: Tensor) -> Tensor:
-        gate_RI, up_RI = x_RH @ gate_IH.T, x_RH @ up_IH.T
-        ctx.save_for_backward(x_RH, gate_RI, up_RI, gate_IH, up_IH, down_HI)
+    def forward(  # noqa: PLR0917  autograd passes values one by one
+        ctx: FunctionCtx, x_RH: Tensor, norm_H: Tensor, eps: float, gate_IH: Tensor, up_IH: Tensor, down_HI: Tensor
+    ) -> Tensor:
+        y_RH, _ = norm_forward(x_RH, norm_H, eps)
+        gate_RI, up_RI = y_RH @ gate_IH.T, y_RH @ up_IH.T
+        ctx.save_for_backward(x_RH, norm_H, gate_RI, up_RI, gate_IH, up_IH, down_HI)
+        ctx.eps = eps  # type: ignore[attr-defined]
         return F.silu(gate_RI).mul_(up_RI) @ down_HI.T
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_RH,) = grad_outputs
-        x_RH, gate_RI, up_RI, gate_IH, up_IH, down_HI = ctx.saved_tensors  # type: ignore[attr-defined]
+        x_RH, norm_H, gate_RI, up_RI, gate_IH, up_IH, down_HI = ctx.saved_tensors  # type: ignore[attr-defined]
         grad_product_RI = grad_RH @ down_HI
         active_RI = F.silu(gate_RI)
         grad_up_RI = grad_product_RI * active_RI
         grad_down = grad_RH.T @ active_RI.mul_(up_RI)
         grad_gate_RI = torch.ops.aten.silu_backward(grad_product_RI.mul_(up_RI), gate_RI)
-        grad_x = torch.addmm(grad_gate_RI @ gate_IH, grad_up_RI, up_IH)
-        return grad_x, grad_gate_RI.T @ x_RH, grad_up_RI.T @ x_RH, grad_down
+        y_RH, factor_R1 = norm_forward(x_RH, norm_H, ctx.eps)  # type: ignore[attr-defined]
+        grad_y = torch.addmm(grad_gate_RI @ gate_IH, grad_up_RI, up_IH)
+        grad_x, grad_norm = norm_backward(grad_y, x_RH, norm_H, factor_R1)
+        return grad_x, grad_norm, None, grad_gate_RI.T @ y_RH, grad_up_RI.T @ y_RH, grad_down
 
 
 def rotate(heads_Rhd: Tensor, cos_R1d: Tensor, sin_R1d: Tensor) -> Tensor:

@@ -170,22 +170,21 @@ class DraftModel(nn.Module):
         state.key_Ngd, state.value_Ngd = rotate(key, cos, sin), value
         normed_RH = select(normed_NH, rows_R)
         query = self._heads(torch.addmm(select(query_tokens_NP, rows_R), normed_RH, query_PH.T))
-        residual_RH = normed_RH if self.config.norm_before_residual else select(hidden_NH, rows_R)
+        residual_RH = self._residual(select(hidden_NH, rows_R))
         return self._finish(rotate(query, cos[rows_R], sin[rows_R]), residual_RH, rows_R, state)
 
     def next_step(
         self, tokens_RP: Tensor, hidden_RH: Tensor, positions_R: Tensor, rows_R: Tensor, state: UnrollState
     ) -> Tensor:
         """A later step of the rows `rows_R`, fed with the hidden states of the step before. Returns hidden `[R, H]`."""
-        normed_RH = self.midlayer.hidden_norm(hidden_RH)
-        heads = self._heads(torch.addmm(tokens_RP, normed_RH, state.hidden_PH.T))
+        heads = self._heads(self.midlayer.hidden_norm.then_linear(hidden_RH, state.hidden_PH, tokens_RP))
         queries, groups = self.config.num_attention_heads, self.config.num_key_value_heads
         query_key, value = heads.split([queries + groups, groups], dim=1)
         query, key = rotate(query_key, *self._rope(positions_R)).split([queries, groups], dim=1)
         own = torch.arange(len(rows_R), device=rows_R.device)
-        state.chain.append(Chain(key, value, own))
-        residual_RH = normed_RH if self.config.norm_before_residual else hidden_RH
-        return self._finish(query, residual_RH, rows_R, state)
+        # A copy: a view would keep query and key from before their rotation, too.
+        state.chain.append(Chain(key, value.contiguous(), own))
+        return self._finish(query, self._residual(hidden_RH), rows_R, state)
 
     def carry(self, hidden_RH: Tensor) -> Tensor:
         """What one step hands to the next: its own output, not normed unless the profile says so."""
@@ -196,6 +195,10 @@ class DraftModel(nn.Module):
         """Logits over the draft vocabulary `[.., D]`."""
         scores: Tensor = self.lm_head(self.norm(hidden))
         return scores
+
+    def _residual(self, hidden: Tensor) -> Tensor:
+        normed: Tensor = self.midlayer.hidden_norm(hidden) if self.config.norm_before_residual else hidden
+        return normed
 
     def _projections(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights of query, key and value; each reads the embedding first, then the hidden state."""
@@ -208,7 +211,7 @@ class DraftModel(nn.Module):
         assert state.value_Ngd is not None
         seen = attend(query_Rhd, state.key_Ngd, state.value_Ngd, rows_R, state.documents, state.chain)
         hidden_RH = residual_RH + self.midlayer.self_attn.o_proj(seen.flatten(1))
-        finished: Tensor = hidden_RH + self.midlayer.mlp(self.midlayer.post_attention_layernorm(hidden_RH))
+        finished: Tensor = hidden_RH + self.midlayer.mlp(hidden_RH, self.midlayer.post_attention_layernorm)
         return finished
 
     def _heads(self, projected: Tensor) -> Tensor:
