@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -265,11 +264,3 @@ def test_torn_state_files_are_no_results(tmp_path):
     assert local.read_result(tmp_path, local.Stage.TRAIN, 137).exit_code == ExitCode.ERROR
     assert local.read_result(tmp_path, local.Stage.TRAIN, -9).exit_code == ExitCode.INTERRUPTED
     assert local.read_progress(tmp_path) is None
-
-
-def test_the_users_thread_settings_win(tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert local.environment(tmp_path)["OMP_WAIT_POLICY"] == "ACTIVE"
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    assert local.environment(tmp_path)["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert os.environ["PATH"] == local.environment(tmp_path)["PATH"]

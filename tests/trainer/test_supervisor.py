@@ -111,3 +111,11 @@ def test_training_keeps_the_memory_it_frees(monkeypatch):
     assert "MALLOC_MMAP_MAX_" not in supervisor.worker_environment(Stage.GENERATE)
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")
     assert supervisor.worker_environment(Stage.TRAIN)["MALLOC_MMAP_MAX_"] == "7"
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.TRAIN])
+def test_idle_threads_sleep_unless_the_user_says_otherwise(monkeypatch, stage):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert supervisor.worker_environment(stage)["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert supervisor.worker_environment(stage)["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -129,14 +129,16 @@ class _FusedLoss(torch.autograd.Function):
         grades = Grades.empty(len(normed_MH), normed_MH.device)
         for chunk in chunks(labels, len(row.last), len(weight_DH)):
             lesson = teach(teacher, row, chunk.low, chunk.high)
-            y_SH = normed_MH[chunk.places]
+            y_SH = torch.cat([normed_MH[part.places] for part in chunk.parts])
             logits_SD = wide_product(y_SH, weight_DH)
             for part in chunk.parts:
                 scale = float(config.step_scales[part.step])
                 grade(logits_SD[part.rows], lesson.of(part.labels), scale, config).store(grades, part.places)
             dlogits_SD = logits_SD.to(weight_DH.dtype)
             if grad_MH is not None:
-                grad_MH[chunk.places] = dlogits_SD @ weight_DH
+                grad_SH = dlogits_SD @ weight_DH
+                for part in chunk.parts:
+                    grad_MH[part.places] = grad_SH[part.rows]
             if grad_DH is not None and wide == weight_DH.dtype:
                 grad_DH.addmm_(dlogits_SD.T, y_SH)
             elif grad_DH is not None:
@@ -277,16 +279,13 @@ class Chunk:
 
     low: int
     high: int
-    places: Tensor
-    """Among the students of all steps."""
     parts: tuple[Part, ...]
 
 
 def chunks(labels: Sequence[Tensor], num_labels: int, vocabulary: int) -> Iterator[Chunk]:
     """All students, in chunks of label rows whose logits fit into CHUNK_BYTES. The labels of a step ascend."""
     size = chunk_labels(len(labels), vocabulary)
-    device = labels[0].device
-    edges = torch.arange(0, num_labels + size, size, device=device)
+    edges = torch.arange(0, num_labels + size, size, device=labels[0].device)
     bounds = torch.stack([torch.searchsorted(label, edges) for label in labels]).tolist()
     starts = [0, *itertools.accumulate(len(label) for label in labels)]
     for number, low in enumerate(range(0, num_labels, size)):
@@ -299,8 +298,7 @@ def chunks(labels: Sequence[Tensor], num_labels: int, vocabulary: int) -> Iterat
                 parts.append(Part(step, rows, places, as_slice(label[begin:end] - low)))
                 count = rows.stop
         if parts:
-            places_S = torch.cat([torch.arange(part.places.start, part.places.stop, device=device) for part in parts])
-            yield Chunk(low, min(low + size, num_labels), places_S, tuple(parts))
+            yield Chunk(low, min(low + size, num_labels), tuple(parts))
 
 
 def as_slice(ascending: Tensor) -> slice | Tensor:
