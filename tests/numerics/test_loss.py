@@ -170,8 +170,8 @@ def test_chunks_do_not_change_the_result(rows: int, objective: Any, monkeypatch:
     scene = make_scene()
     config = LossConfig(scales_of(scene), objective)
     whole = scene.fused(config)
-    monkeypatch.setattr(fused, "CHUNK_BYTES", rows * 4 * TINY.draft_vocab_size * STEPS)
-    assert fused.chunk_labels(STEPS, TINY.draft_vocab_size) == rows
+    monkeypatch.setitem(fused.CHUNK_BYTES, "cpu", rows * 4 * TINY.draft_vocab_size * STEPS)
+    assert fused.chunk_labels(STEPS, TINY.draft_vocab_size, torch.device("cpu")) == rows
     chunked = scene.fused(config)
     torch.testing.assert_close(chunked.total, whole.total, rtol=1e-13, atol=0)
     torch.testing.assert_close(chunked.sums.flat(), whole.sums.flat(), rtol=1e-13, atol=1e-14)

@@ -25,9 +25,9 @@ from draftyard_trainer.ttt import Guess, supervised_hidden
 
 DECAY = 0.8
 """Weight of step k is DECAY ** k."""
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 """Most bytes of the logits of one chunk, all steps together; the teacher's are a share 1/T of them."""
-CHUNK_ROWS = 1024
+CHUNK_ROWS = {"cpu": 1024, "cuda": 8192}
 """Student rows of a chunk, about: a product is at full speed by then, and more rows only take memory."""
 MIN_ALPHA = 1e-8
 HYBRID_ETA = 3.0
@@ -284,7 +284,7 @@ class Chunk:
 
 def chunks(labels: Sequence[Tensor], num_labels: int, vocabulary: int) -> Iterator[Chunk]:
     """All students, in chunks of label rows whose logits fit into CHUNK_BYTES. The labels of a step ascend."""
-    size = chunk_labels(len(labels), vocabulary)
+    size = chunk_labels(len(labels), vocabulary, labels[0].device)
     edges = torch.arange(0, num_labels + size, size, device=labels[0].device)
     bounds = torch.stack([torch.searchsorted(label, edges) for label in labels]).tolist()
     starts = [0, *itertools.accumulate(len(label) for label in labels)]
@@ -308,9 +308,9 @@ def as_slice(ascending: Tensor) -> slice | Tensor:
     return ascending
 
 
-def chunk_labels(num_steps: int, vocabulary: int) -> int:
+def chunk_labels(num_steps: int, vocabulary: int, device: torch.device) -> int:
     """Label rows of a chunk: each may have a student at every step."""
-    return max(1, min(CHUNK_ROWS, CHUNK_BYTES // (4 * vocabulary)) // num_steps)
+    return max(1, min(CHUNK_ROWS[device.type], CHUNK_BYTES[device.type] // (4 * vocabulary)) // num_steps)
 
 
 def summed(grades: Grades, asked: Sequence[Guess], row: PackedRow) -> MetricSums:
