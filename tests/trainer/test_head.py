@@ -15,8 +15,9 @@ from torch import Tensor
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
-from draftyard_trainer.target.head import ROW_CHUNK, VOCABULARY_CHUNK, TargetHead
+from draftyard_trainer.target.head import ROW_BLOCK, VOCABULARY_BLOCK, TargetHead
 
+ROWS, COLUMNS = ROW_BLOCK["cpu"], VOCABULARY_BLOCK["cpu"]
 V, H = 12, 4
 
 
@@ -172,8 +173,8 @@ def test_logits_of_some_ids() -> None:
     assert torch.allclose(head.logit_of(last, chosen), head.logits(last)[torch.arange(5), chosen], atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [0, 1, ROW_CHUNK + 3])
-@pytest.mark.parametrize("vocab_size", [V, VOCABULARY_CHUNK, 2 * VOCABULARY_CHUNK + 5])
+@pytest.mark.parametrize("rows", [0, 1, ROWS + 3])
+@pytest.mark.parametrize("vocab_size", [V, COLUMNS, 2 * COLUMNS + 5])
 def test_chunks_change_nothing(rows: int, vocab_size: int) -> None:
     head = head_of(random(vocab_size, H), final_logit_softcapping=4.0)
     last = random(rows, H, seed=1)
@@ -188,12 +189,12 @@ def test_chunks_change_nothing(rows: int, vocab_size: int) -> None:
     "ties",
     [
         pytest.param([3, 9], id="in one chunk"),
-        pytest.param([5, VOCABULARY_CHUNK + 5], id="in two chunks"),
-        pytest.param([VOCABULARY_CHUNK, VOCABULARY_CHUNK + 1], id="at the start of the second"),
+        pytest.param([5, COLUMNS + 5], id="in two chunks"),
+        pytest.param([COLUMNS, COLUMNS + 1], id="at the start of the second"),
     ],
 )
 def test_ties_go_to_the_lowest_id(ties: list[int]) -> None:
-    lm_head = torch.zeros(VOCABULARY_CHUNK + 10, H)
+    lm_head = torch.zeros(COLUMNS + 10, H)
     lm_head[ties] = 1.0
     assert head_of(lm_head).tok_lse(torch.ones(2, H)).tok.tolist() == [ties[0]] * 2
 

@@ -128,15 +128,13 @@ class CapturedTarget:
         ids_BT = torch.zeros(len(documents), max(lengths), dtype=torch.int64)
         for row, document in enumerate(documents):
             ids_BT[row, : lengths[row]] = torch.from_numpy(document.tokens)
-        real_BT = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(self.device)
         blocks = [self._decoder.blocks[layer - 1] for layer in self.aux_layers]
         with self._watching(blocks, self._decoder.norm) as seen:
             self._decoder.backbone(input_ids=ids_BT.to(self.device), use_cache=False)
-        aux_NAH = torch.cat([state_BTH[real_BT].to(self.dtype) for state_BTH in seen.aux], dim=-1)
-        starts = np.cumsum([0, *lengths])
+        aux_NAH = self._side_by_side(seen.aux, lengths)
         labels = [document.label_rows() for document in documents]
-        rows_r = torch.from_numpy(np.concatenate([start + own for start, own in zip(starts, labels, strict=False)]))
-        last_rH = seen.last[real_BT][rows_r.to(self.device)].to(self.dtype)
+        rows_r = torch.from_numpy(np.concatenate([row * max(lengths) + own for row, own in enumerate(labels)]))
+        last_rH = seen.last.flatten(0, 1)[rows_r.to(self.device)].to(self.dtype)
         # labels come from the rounded states: what is stored must explain them
         labelled = self.head.tok_lse(last_rH)
         token_ends, label_ends = np.cumsum(lengths)[:-1].tolist(), np.cumsum([len(own) for own in labels])[:-1].tolist()
@@ -151,6 +149,16 @@ class CapturedTarget:
                 strict=True,
             )
         ]
+
+    def _side_by_side(self, states: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+        """Padded states `[B, T, H]` of A layers as `[N, A*H]` without padding, copied and rounded in one go."""
+        width = states[0].shape[-1]
+        aux_NAH = torch.empty(sum(lengths), len(states) * width, dtype=self.dtype, device=self.device)
+        for layer, state_BTH in enumerate(states):
+            parts = aux_NAH[:, layer * width : (layer + 1) * width].split(list(lengths))
+            for part, state_TH in zip(parts, state_BTH, strict=True):
+                part.copy_(state_TH[: len(part)])
+        return aux_NAH
 
     @torch.no_grad()
     def hidden_states(self, tokens: Ids) -> tuple[Tensor, ...]:

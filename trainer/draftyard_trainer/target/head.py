@@ -21,9 +21,9 @@ from draftyard_api.reasons import Reason
 
 # r label rows, V vocabulary, H width of the target
 
-VOCABULARY_CHUNK = 32768
-ROW_CHUNK = 256
-"""Rows times vocabulary chunk is 32 MB of fp32 logits, and twice that beside them."""
+ROW_BLOCK = {"cpu": 512, "cuda": 4096}
+VOCABULARY_BLOCK = {"cpu": 2048, "cuda": 32768}
+"""Logits that exist at once: 4 MB on a CPU, which stay in its cache, and 512 MB on a GPU, which keep it busy."""
 HEAD, EMBEDDING, NORM = "lm_head.weight", "embed_tokens.weight", "norm.weight"
 HEADS = (HEAD, "embed_out.weight", "output.weight")
 EMBEDDINGS = (EMBEDDING, "wte.weight", "embed_in.weight", "word_embeddings.weight")
@@ -83,29 +83,29 @@ class TargetHead:
         return self.cap((last_rH.to(weight_rH) * weight_rH).sum(-1))
 
     def tok_lse(self, last_rH: Tensor) -> TokLse:
-        """Argmax and logsumexp over the whole vocabulary, in chunks of rows and vocabulary: never `[r, V]` at once."""
+        """Argmax and logsumexp over the whole vocabulary, block by block: never `[r, V]` at once."""
         rows = last_rH.to(self.lm_head.device, self.lm_head.dtype)
-        parts = [self._tok_lse(rows[start : start + ROW_CHUNK]) for start in range(0, len(rows), ROW_CHUNK)]
-        if not parts:
-            empty = rows.new_zeros(0)
-            return TokLse(empty.to(torch.int32), empty.float())
+        size = ROW_BLOCK[rows.device.type]
+        buffer = rows.new_empty(min(size, len(rows)) * VOCABULARY_BLOCK[rows.device.type], dtype=torch.float32)
+        parts = [self._tok_lse(block, buffer) for block in rows.split(size)]
         return TokLse(torch.cat([part.tok for part in parts]), torch.cat([part.lse for part in parts]))
 
-    def _tok_lse(self, rows: Tensor) -> TokLse:
+    def _tok_lse(self, rows: Tensor, buffer: Tensor) -> TokLse:
+        """Of one block of rows; every block of logits is made in the one buffer, which is warm."""
         best = rows.new_full((len(rows),), -torch.inf, dtype=torch.float32)
-        tok = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
-        lse = torch.full_like(best, -torch.inf)
-        for start in range(0, len(self.lm_head), VOCABULARY_CHUNK):
-            chunk = self.cap(product(rows, self.lm_head[start : start + VOCABULARY_CHUNK]))
-            top = chunk.amax(dim=-1)
-            # the first equal column: torch.argmax does not promise it on every device
-            columns = torch.arange(chunk.shape[1], device=chunk.device, dtype=torch.int32)
-            first = torch.where(chunk == top[:, None], columns, chunk.shape[1]).amin(dim=-1)
-            better = top > best
-            tok = torch.where(better, first.to(torch.int32) + start, tok)
-            best = torch.where(better, top, best)
-            lse = torch.logaddexp(lse, torch.logsumexp(chunk, dim=-1))
-        return TokLse(tok, lse)
+        tok = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        mass = torch.zeros_like(best)
+        size = VOCABULARY_BLOCK[rows.device.type]
+        for start in range(0, len(self.lm_head), size):
+            weight = self.lm_head[start : start + size]
+            logits = self.cap(product(rows, weight, buffer[: len(rows) * len(weight)].view(len(rows), len(weight))))
+            # Of equal values max takes the first, and a later block must be above it.
+            top, column = logits.max(dim=-1)
+            tok = torch.where(top > best, column + start, tok)
+            higher = torch.maximum(best, top)
+            mass = mass * (best - higher).exp() + logits.sub_(higher[:, None]).exp_().sum(-1)
+            best = higher
+        return TokLse(tok.to(torch.int32), mass.log() + best)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TargetHead:
         """The same head elsewhere; a tied one stays one tensor."""
@@ -155,10 +155,15 @@ class TargetHead:
         return cls(lm_head, embed, read_tensor(folder, names, norm), dict(config))
 
 
-def product(rows: Tensor, weight: Tensor) -> Tensor:
-    """`rows @ weight.T` in fp32, summed and left in fp32 where the device can do that for 16-bit factors."""
+def product(rows: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """`rows @ weight.T` in fp32, summed and left in fp32 where the device can do that for 16-bit factors.
+
+    `out` is a place for it, fp32 and of its shape; fp32 factors use it.
+    """
     if rows.is_cuda and rows.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(rows, weight.T, out_dtype=torch.float32)
+    if out is not None and rows.dtype == torch.float32:
+        return torch.mm(rows, weight.T, out=out)
     return (rows @ weight.T).float()
 
 
