@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 DEMO   := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv fixtures demo check test verify crds serve-check clean
+.PHONY: help venv fixtures demo check test test-gpu verify crds serve-check bench bench-gpu clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,16 @@ verify: crds ## regenerate what is generated, and fail on any difference
 
 serve-check: fixtures ## serve the demo's draft with real vLLM on this CPU, in a virtual environment of its own
 	$(MAKE) -C tests/serve check
+
+test-gpu: venv ## what only a GPU can show: bf16 there equals fp32 on a CPU
+	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "test-gpu needs a GPU that torch can use"'
+	$(BIN)/python -m pytest tests/gpu
+
+bench: fixtures ## the training step beside two other trainers, and the capture beside a bare forward (about an hour)
+	$(MAKE) -C bench bench
+
+bench-gpu: venv ## the training step on a GPU beside the bare products of that step
+	$(MAKE) -C bench gpu
 
 clean: ## remove what was built; the virtual environment stays
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""This project: the training loop's own step."""
+"""Draftyard itself: the training loop's own step."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Bench:
         """Floating-point operations of the attention of a step."""
         return self.tiles * sum(TILE_PRODUCTS) * 2.0 * TILE**2 * self.query.shape[0] * self.query.shape[2]
 
-    def step(self, index: int) -> dict[str, list[float]]:
+    def step(self, _index: int) -> dict[str, list[float]]:
         """Run them. Returns the number of operations, in 1e9."""
         self.dense()
         self.attention()

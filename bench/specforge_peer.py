@@ -31,14 +31,15 @@ class Bench:
         draft = LlamaForCausalLMEagle3(draft_config(case), attention_backend="sdpa").float()
         weights = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("weight.")}
         missing, unexpected = draft.load_state_dict({**weights, "embed_tokens.weight": tensors["embedding"]}, False)
-        assert not unexpected and all("rotary" in name for name in missing), (missing, unexpected)
+        assert not unexpected, unexpected
+        assert all("rotary" in name for name in missing), missing
         draft.embed_tokens.weight.requires_grad_(False)
         self.model = eagle3.OnlineEagle3Model(draft, length=TTT_STEPS, attention_backend="sdpa")
         self.optimizer = BF16Optimizer(draft, lr=LEARNING_RATE, total_steps=1000)
         self.batch = padded_batch(tensors)
         self.head = tensors["head"]
 
-    def step(self, index: int) -> dict[str, list[float]]:
+    def step(self, _index: int) -> dict[str, list[float]]:
         """One optimizer step. Returns the mean cross-entropy of each unroll step."""
         batch = self.batch
         losses, *_ = self.model(

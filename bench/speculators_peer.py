@@ -31,7 +31,7 @@ class Bench:
         self.batch = packed_row(tensors)
         self.loss = resolve_loss_config("kl_div", "eager")
 
-    def step(self, index: int) -> dict[str, list[float]]:
+    def step(self, _index: int) -> dict[str, list[float]]:
         """One optimizer step. Returns the mean KL divergence of each unroll step."""
         _, loss, metrics = self.model(
             **self.batch, ttt_steps=TTT_STEPS, ttt_step_loss_decay=DECAY, loss_config=self.loss

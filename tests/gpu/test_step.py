@@ -107,3 +107,22 @@ def test_labels_are_made_in_fp32_and_ties_go_to_the_lowest_id():
     torch.testing.assert_close(given.lse.cpu().double(), torch.logsumexp(logits, -1), rtol=1e-5, atol=1e-4)
     assert int(given.tok[-1]) == 3
     assert float((given.tok.cpu() == logits.argmax(-1)).double().mean()) > 0.99
+
+
+def test_steps_of_other_lengths_and_scales_are_not_compiled_again():
+    draft = make_draft(GPU, torch.bfloat16)
+    optimizer = Optimizer(draft.trained_parameters(), Train(), 10)
+    head = tiny_head(CONFIG).to(torch.device("cpu"), torch.bfloat16).to(GPU, torch.bfloat16)
+    draft.attach_embedding(tiny_embedding(CONFIG).bfloat16().to(GPU))
+    compiled = []
+    for length in (60, 75, 90, 111, 130, 155, 170, 200):
+        sample = supervised_sample(tiny_head(CONFIG), CONFIG.num_aux, length, [(9, length - 9)], seed=length)
+        row = build_row([replace(sample, aux=sample.aux.bfloat16(), last=sample.last.bfloat16())], STEPS).to(GPU)
+        config = LossConfig(step_scales(row.gates_TN.sum(1)))
+        loss = ttt_loss(draft, unroll(draft, row), row, Teacher.of(head, draft.target_ids()), config)
+        loss.total.backward()
+        optimizer.collect()
+        optimizer.step(0)
+        compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert compiled[-1] == compiled[2], compiled
+    assert not torch._dynamo.utils.counters["graph_break"], torch._dynamo.utils.counters["graph_break"]

@@ -129,7 +129,7 @@ def test_gradient_by_the_logits_is_that_of_difference_quotients(objective: Any):
     lesson = fused.teach(Teacher.of(scene.head, scene.draft.target_ids()), scene.row, 0, 3)
     logits = torch.randn(3, TINY.draft_vocab_size, generator=torch.Generator().manual_seed(1)).double()
     config = LossConfig(torch.ones(1), objective, keeps_out_of_vocab=True)
-    graded = fused.grade(logits.clone(), lesson, 0.7, config)
+    graded = fused.grade(logits.clone(), lesson, torch.tensor(0.7, dtype=torch.float64), config)
     # alpha carries no gradient inside the hybrid's weight: hold it where it is while the logits move
     weight = torch.exp(-3 * torch.minimum(lesson.p, logits.softmax(-1)).sum(-1))
 
@@ -159,7 +159,7 @@ def test_gradient_of_the_acceptance_vanishes_where_nothing_is_accepted():
     spike = torch.full((1, TINY.draft_vocab_size), -90.0, dtype=torch.float64)
     spike[0, int(lesson.p.argmin())] = 90.0
     lesson = replace(lesson, p=torch.nn.functional.one_hot(lesson.p.argmax(-1), TINY.draft_vocab_size).double())
-    graded = fused.grade(spike, lesson, 1.0, LossConfig(torch.ones(1), "lk_alpha", keeps_out_of_vocab=True))
+    graded = fused.grade(spike, lesson, torch.ones(()), LossConfig(torch.ones(1), "lk_alpha", keeps_out_of_vocab=True))
     assert graded.loss.item() == pytest.approx(18.420680743952367)  # -log 1e-8
     assert not graded.dlogits.any()
 

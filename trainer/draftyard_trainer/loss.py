@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from draftyard_api.schema import Objective
+from draftyard_trainer.draft.layers import compiled
 from draftyard_trainer.draft.model import DraftModel
 from draftyard_trainer.metrics import MetricSums
 from draftyard_trainer.rows import PackedRow
@@ -127,13 +128,14 @@ class _FusedLoss(torch.autograd.Function):
         grad_MH = torch.zeros_like(normed_MH) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
         grad_DH = torch.zeros_like(weight_DH, dtype=wide) if ctx.needs_input_grad[1] else None  # type: ignore[attr-defined]
         grades = Grades.empty(len(normed_MH), normed_MH.device)
+        scales = config.step_scales.to(normed_MH.device)
         for chunk in chunks(labels, len(row.last), len(weight_DH)):
             lesson = teach(teacher, row, chunk.low, chunk.high)
             y_SH = torch.cat([normed_MH[part.places] for part in chunk.parts])
             logits_SD = wide_product(y_SH, weight_DH)
             for part in chunk.parts:
-                scale = float(config.step_scales[part.step])
-                grade(logits_SD[part.rows], lesson.of(part.labels), scale, config).store(grades, part.places)
+                given = logits_SD[part.rows], lesson.of(part.labels), scales[part.step]
+                grade(*given, config).store(grades, part.places)
             dlogits_SD = logits_SD.to(weight_DH.dtype)
             if grad_MH is not None:
                 grad_SH = dlogits_SD @ weight_DH
@@ -215,8 +217,10 @@ class Graded:
         grades.in_vocab[place] = self.lesson.in_vocab
 
 
-def grade(logits_SD: Tensor, lesson: Lesson, scale: float, config: LossConfig) -> Graded:
-    """Compare student logits with their teacher. `scale` is the step's weight over its normaliser.
+@compiled
+def grade(logits_SD: Tensor, lesson: Lesson, scale: Tensor, config: LossConfig) -> Graded:
+    """Compare student logits with their teacher. `scale`, of no dimension, is the step's weight over its
+    normaliser.
 
     The logits are overwritten by the gradient. A pair hits when no logit is above that of the target's choice.
     """

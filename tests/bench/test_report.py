@@ -1,0 +1,78 @@
+"""Bars are computed from what was measured, whatever came out; the page gets them between its markers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import report
+
+PAGE = f"# Title\n{report.BEGIN}\nold\n{report.END}\nrest\n"
+
+
+def case(ours: float, specforge: float | None, speculators: float | None, **shape: Any) -> dict[str, Any]:
+    seconds = {"draftyard": ours, "specforge": specforge, "speculators": speculators, "limit": 0.8}
+    results = {
+        name: {"failed": "out of memory"} if value is None else {"seconds": [9.0, value, 0.01], "peak_mib": 100 * value}
+        for name, value in seconds.items()
+    }
+    return {
+        "case": {"length": 512, "shape": {"draft_vocab_size": 8000, **shape}},
+        "tokens": 512, "padded": 512, "supervised": 256, "dense": True, "results": results,
+    }  # fmt: skip
+
+
+def write(folder: Path, cases: dict[str, Any]) -> Path:
+    page = folder / "page.md"
+    page.write_text(PAGE)
+    step = {"cases": cases, "threads": 2, "ttt_steps": 7, "packing_waste": 0.04}
+    (folder / "step.json").write_text(json.dumps(step))
+    return page
+
+
+def test_bars_say_what_is_short(tmp_path, capsys):
+    page = write(tmp_path, {"a": case(1.0, 1.5, 2.0)})
+    report.main(tmp_path, page)
+    assert capsys.readouterr().out.splitlines() == [
+        "bar limit-share/a 0.8 (needs >= 0.75) ok",
+        "bar speed/a 1.5 (needs >= 1.25) ok",
+        "bar packing-waste 0.04 (needs <= 0.03) short",
+    ]
+    text = page.read_text()
+    assert text.startswith("# Title\n" + report.BEGIN)
+    assert text.endswith(report.END + "\nrest\n")
+    assert "old" not in text
+    assert "| a | 512 (512) | 50% | 1.00 s | 1.50 s | 2.00 s | 0.80 | 1.50x | 100, 150, 200 |" in text
+
+
+def test_a_peer_that_did_not_fit_is_not_the_faster_one(tmp_path, capsys):
+    wide = case(1.0, None, 2.5, draft_vocab_size=32000)
+    report.main(tmp_path, write(tmp_path, {"wide": {**wide, "dense": False}}))
+    lines = capsys.readouterr().out.splitlines()
+    assert "bar memory/wide 0.4 (needs <= 0.33) short" in lines
+    assert "bar speed-vs-packing/wide 2.5 (needs >= 2) ok" in lines
+    assert "bar speed-vs-padding/wide inf (needs >= 4) ok" in lines
+    assert "did not fit" in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.parametrize(("long", "verdict"), [(4.0, "ok"), (4.5, "short")])
+def test_growth_of_memory_is_judged_where_both_lengths_are(tmp_path, capsys, long, verdict):
+    cases = {"h256-t2048": case(1.0, 2.0, 2.0), "h256-t8192": case(long, 20.0, 20.0)}
+    report.main(tmp_path, write(tmp_path, cases))
+    assert f"bar memory-growth/t2048-t8192 {long:g} (needs <= 4.2) {verdict}" in capsys.readouterr().out
+
+
+def test_capture_and_gpu_are_told_where_they_were_measured(tmp_path, capsys):
+    page = write(tmp_path, {})
+    (tmp_path / "capture.json").write_text(json.dumps({"seconds": {"bare": 1.0, "copies": 1.25, "stored": 2.0}}))
+    found = {"tokens": 8192, "seconds": 0.3, "tokens_per_second": 27000.0, "tflops": 300.0, "limit_share": 0.5,
+             "peak_gib": 12.0}  # fmt: skip
+    (tmp_path / "gpu.json").write_text(json.dumps({"gpu": "H", "torch": "2", "cases": {"x": found}}))
+    report.main(tmp_path, page)
+    out = capsys.readouterr().out
+    assert "bar capture-copies 0.8 (needs >= 0.95) short" in out
+    assert "bar capture-stored 0.5 (needs >= 0.8) short" in out
+    assert "| x | 8192 | 0.300 s | 27,000 | 300 | 0.50 | 12.0 GiB |" in page.read_text()
