@@ -7,6 +7,7 @@ over causal pairs alone. No norms, no softmax, no optimizer, no recomputation, n
 from __future__ import annotations
 
 from collections import Counter
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +22,22 @@ TILE = 256
 TILE_PRODUCTS = (2, 4)
 """Per tile, forward and backward: products that sum over the head's size, and over keys or rows."""
 
-Product = tuple[int, int, int]
-"""m x k times k x n."""
+
+class Product(NamedTuple):
+    """m x k times k x n, with its factors as they lie in memory when a linear layer does it."""
+
+    m: int
+    k: int
+    n: int
+    of: Literal["output", "input", "weight"]
+    """output: rows times the transposed weight; input: gradients times the weight; weight: transposed gradients times
+    rows."""
+
+    def operands(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Two factors and the place of their product."""
+        left = random(like, self.k, self.m).T if self.of == "weight" else random(like, self.m, self.k)
+        right = random(like, self.n, self.k).T if self.of == "output" else random(like, self.k, self.n)
+        return left, right, random(like, self.m, self.n)
 
 
 class Bench:
@@ -36,14 +51,12 @@ class Bench:
         heads, size, like = case.shape.heads, case.shape.head_dim, tensors["head"]
         self.query, self.scores = random(like, heads, TILE, size), random(like, heads, TILE, TILE)
         self.seen = random(like, heads, TILE, size)
-        self.buffers = {
-            (m, k, n): (random(like, m, k), random(like, k, n), random(like, m, n)) for m, k, n in self.products
-        }
+        self.buffers = {product: product.operands(like) for product in self.products}
 
     @property
     def dense_flops(self) -> float:
         """Floating-point operations of a step outside of attention."""
-        return sum(2.0 * m * k * n * count for (m, k, n), count in self.products.items())
+        return sum(2.0 * p.m * p.k * p.n * count for p, count in self.products.items())
 
     @property
     def attention_flops(self) -> float:
@@ -58,8 +71,8 @@ class Bench:
 
     def dense(self) -> None:
         """All products but those of attention."""
-        for shape, count in self.products.items():
-            left, right, out = self.buffers[shape]
+        for product, count in self.products.items():
+            left, right, out = self.buffers[product]
             for _ in range(count):
                 torch.mm(left, right, out=out)
 
@@ -99,17 +112,17 @@ def products(shape: Shape, row: PackedRow) -> list[Product]:
     for rows in asked:
         found += whole(rows, width, shape.draft_vocab_size)
     labels = row.label_TN[row.label_TN >= 0].unique()
-    return [*found, (len(labels), width, shape.draft_vocab_size)]
+    return [*found, Product(len(labels), width, shape.draft_vocab_size, "output")]
 
 
 def without_input(rows: int, width: int, out: int) -> list[Product]:
     """A linear layer whose input needs no gradient."""
-    return [(rows, width, out), (out, rows, width)]
+    return [Product(rows, width, out, "output"), Product(out, rows, width, "weight")]
 
 
 def whole(rows: int, width: int, out: int) -> list[Product]:
     """A linear layer, forward and backward."""
-    return [*without_input(rows, width, out), (rows, out, width)]
+    return [*without_input(rows, width, out), Product(rows, out, width, "input")]
 
 
 def attention_pairs(row: PackedRow) -> int:

@@ -32,6 +32,7 @@ def has_compiler() -> bool:
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Many elementwise kernels as one or two on a GPU with a compiler; elsewhere the function as it is written.
 
+    For functions that autograd does not look into: tensors go in detached, so that none is compiled twice for that.
     A step of a draft for an 8B model takes 0.25 s in place of 0.31 on an H100. `TORCHDYNAMO_DISABLE=1` turns it off.
     """
     quick = torch.compile(function, dynamic=True)
@@ -39,8 +40,10 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         first = args[0]
-        on_gpu = isinstance(first, Tensor) and first.is_cuda
-        return quick(*args, **kwargs) if on_gpu and has_compiler() else function(*args, **kwargs)
+        if not (isinstance(first, Tensor) and first.is_cuda and has_compiler()):
+            return function(*args, **kwargs)
+        plain = (arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+        return quick(*plain, **kwargs)  # type: ignore[arg-type]  # the same arguments
 
     return call
 
