@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from draftyard_api.spec import Train
+from draftyard_trainer.draft import layers
 from draftyard_trainer.draft.attention import Chain, Documents, attend, attend_dense
 from draftyard_trainer.draft.model import DraftModel
 from draftyard_trainer.draft.testing import supervised_sample, tiny_config, tiny_draft, tiny_embedding, tiny_head
@@ -126,3 +127,15 @@ def test_steps_of_other_lengths_and_scales_are_not_compiled_again():
         compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert compiled[-1] == compiled[2], compiled
     assert not torch._dynamo.utils.counters["graph_break"], torch._dynamo.utils.counters["graph_break"]
+
+
+def test_what_runs_compiled_equals_what_is_written(monkeypatch):
+    draft = make_draft(GPU, torch.bfloat16)
+    assert layers.has_compiler(), "these tests need a C compiler and Triton"
+    quick = float(loss_of(draft, GPU, torch.bfloat16).total)
+    given = [parameter.grad.clone() for parameter in draft.parameters()]
+    draft.zero_grad()
+    monkeypatch.setattr(layers, "has_compiler", lambda: False)
+    assert float(loss_of(draft, GPU, torch.bfloat16).total) == pytest.approx(quick, rel=1e-3)
+    for (name, parameter), ours in zip(draft.named_parameters(), given, strict=True):
+        assert error(ours, parameter.grad.cpu()) < ERROR, name
