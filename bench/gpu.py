@@ -22,6 +22,7 @@ import draftyard
 import inputs
 import limit
 from cases import Case, Shape
+from report import Bar
 
 LLAMA_8B = Shape(4096, 32, 8, 14336, 128256, 32000, head_dim=128)
 QWEN3_32B = Shape(5120, 64, 8, 25600, 151936, 32000, head_dim=128)
@@ -87,8 +88,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(report, indent=1))
         print(case.name, {name: round(value, 3) for name, value in report["cases"][case.name].items()}, flush=True)
     for name, result in report["cases"].items():
-        share = result["limit_share"]
-        print(f"bar gpu-limit-share/{name} {share:.2f} (needs >= 0.75) {'ok' if share >= 0.75 else 'short'}")
+        print(Bar(f"gpu-limit-share/{name}", result["limit_share"], ">=", 0.75))
 
 
 if __name__ == "__main__":
