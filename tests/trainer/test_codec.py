@@ -28,7 +28,7 @@ ONES = Channels(torch.ones(A, H), torch.ones(H))
 def through_bytes(values: Tensor, codec: StateCodec) -> Tensor:
     """Captured layers as a reader finds them."""
     packed = codec.aux.pack(values)
-    blob = compress(packed, codec.aux.level)
+    blob = compress(packed)
     return codec.aux.unpack(decompress(memoryview(blob), codec.aux, packed.scales, pinned=False))
 
 
@@ -125,7 +125,7 @@ def test_planned_sizes(codec: Codec) -> None:
     values, channels = outliers(512)
     forms = StateCodec.of(layout, channels)
     packed = forms.aux.pack(values)
-    size = len(compress(packed, forms.aux.level)) + 4 * packed.scales.numel()
+    size = len(compress(packed)) + 4 * packed.scales.numel()
     planned = layout.planned_bytes(512, 0)
     assert size == planned if codec == "none" else 0.8 < size / planned < 1.25
 
@@ -153,6 +153,6 @@ def test_more_than_was_announced_is_refused() -> None:
     """Neither a longer text nor one that would fill the memory comes out."""
     form = StateCodec.of(Layout(A, H, torch.bfloat16, "balanced"), ONES).aux
     nothing = torch.empty(3, 0)
-    blob = compress(Packed(torch.zeros(3, A * H, dtype=torch.uint8), nothing, nothing), 1)
+    blob = compress(Packed(torch.zeros(3, A * H, dtype=torch.uint8), nothing, nothing))
     with pytest.raises(ValueError, match="after decompression; expected 96"):
         decompress(memoryview(blob), form, torch.ones(2, A), pinned=False)

@@ -300,6 +300,7 @@ def result(work: Work, manifest: ShardManifest) -> StageResult:
             shards=work.task.num_shards,
             documents=manifest.documents,
             tokens=manifest.tokens,
+            label_rows=manifest.label_rows,
             bytes=manifest.bytes,
             argmax_agreement=f"{manifest.fidelity.agreement:.4f}" if manifest.fidelity else None,
         ),

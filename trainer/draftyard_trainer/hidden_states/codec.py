@@ -35,6 +35,9 @@ CODEC_VERSION = 1
 EIGHT_BITS, SIX_BITS = 127, 31
 OUTLIER = 8.0
 """Rows whose largest value is this many times their rms get all 8 bits: 6 would leave nothing for the others."""
+LEVEL = 1
+"""Of zstd. Neither codes nor exponents repeat: higher levels look for that, are slower, and no smaller (exponents of
+SmolLM2 come to 0.41 of their size at level 1, 0.45 at 3, 0.42 at 9; their entropy is 0.40)."""
 BLOCK_VALUES = 32768
 """What a CPU unpacks at once: it stays in the cache of one core, and is too little to wake other threads for."""
 
@@ -103,11 +106,6 @@ class Form(Protocol):
         """G: layers with a size of their own."""
         ...
 
-    @property
-    def level(self) -> int:
-        """Of the compression."""
-        ...
-
     def pack(self, values_NX: Tensor) -> Packed:
         """Rows of values, `[N, G*H]`, as they are stored."""
         ...
@@ -128,7 +126,6 @@ class AsTheyAre:
     dtype: torch.dtype
     dense_width = 0
     num_scales = 0
-    level = 0
 
     @property
     def plain_width(self) -> int:
@@ -155,7 +152,6 @@ class Planes:
     num_values: int
     dtype: torch.dtype
     num_scales = 0
-    level = 3
 
     @property
     def dense_width(self) -> int:
@@ -205,7 +201,6 @@ class Rounded:
     """Largest code of a usual row."""
     dtype: torch.dtype
     plain_width = 0
-    level = 1
 
     @property
     def dense_width(self) -> int:
@@ -318,11 +313,11 @@ class StateCodec:
 # -- Bytes ----------------------------------------------------------------------------------------
 
 
-def compress(packed: Packed, level: int) -> bytes:
+def compress(packed: Packed) -> bytes:
     """The compressed bytes, then the plain ones; the scales go elsewhere."""
     dense, plain = (each.numpy().tobytes() for each in (packed.dense, packed.plain))
     # a context for each call: they cannot be shared by threads, and cost microseconds
-    return (zstandard.ZstdCompressor(level=level).compress(dense) if dense else b"") + plain
+    return (zstandard.ZstdCompressor(level=LEVEL).compress(dense) if dense else b"") + plain
 
 
 def decompress(blob: memoryview, form: Form, scales: Tensor, pinned: bool) -> Packed:

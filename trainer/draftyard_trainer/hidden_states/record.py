@@ -74,7 +74,7 @@ def form_of(layout: Layout) -> int:
 def encode(packed: PackedSample, codec: StateCodec) -> bytes:
     """A record, without padding. The sample is in host memory."""
     document = packed.document
-    aux, last = compress(packed.aux, codec.aux.level), compress(packed.last, codec.last.level)
+    aux, last = compress(packed.aux), compress(packed.last)
     payload = b"".join(
         (
             document.tokens.astype("<u4").tobytes(),
