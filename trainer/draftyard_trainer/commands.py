@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="draftyard run", description=run.__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.yaml", help="the DraftTraining")
     parser.add_argument(
-        "--workspace", type=Path, default=Path(".draftyard"), metavar="DIR", help="where everything is written"
+        "--workspace", default=".draftyard", metavar="DIR", help="where everything is written: a folder, or s3://..."
     )
     parser.add_argument(
         "--claim",
@@ -52,7 +52,9 @@ def run(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     claims = dict(text.partition("=")[::2] for text in options.claim)
-    return local.run(options.file, options.workspace, {name: Path(folder) for name, folder in claims.items()})
+    bucket = options.workspace if options.workspace.startswith("s3://") else None
+    folder = Path(".draftyard" if bucket else options.workspace)
+    return local.run(options.file, folder, {name: Path(path) for name, path in claims.items()}, bucket)
 
 
 def workspace_argument(parser: argparse.ArgumentParser) -> None:

@@ -85,7 +85,7 @@ def generate(task: GenerateTask, reporter: Reporter) -> StageResult:
     is not finite, BAD_SHARD for too many such documents, STALE_INPUT for another cache in the way, NO_SPACE,
     INTERRUPTED.
     """
-    return generate_in(open_store(task.workspace), task, reporter)
+    return generate_in(open_store(task.workspace, task.workspace_s3), task, reporter)
 
 
 def generate_in(store: Store, task: GenerateTask, reporter: Reporter, part_bytes: int = PART_BYTES) -> StageResult:

@@ -80,7 +80,7 @@ def train(task: TrainTask, reporter: Reporter) -> StageResult:
     Raises Failure: STALE_INPUT for inputs that are gone or broken, EXISTS for another run's checkpoints, DIVERGED,
     NOT_CONFORMANT, FENCED, NO_SPACE, INTERRUPTED after a saved checkpoint.
     """
-    store = open_store(task.workspace)
+    store = open_store(task.workspace, task.workspace_s3)
     finished = exporting.find_finished(store, task)
     if finished is not None:
         return finished
