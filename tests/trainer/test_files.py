@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
@@ -125,3 +132,69 @@ def test_memory_is_that_of_a_row_not_of_the_file(tmp_path: Path, as_lines: bool)
     finally:
         tracemalloc.stop()
     assert peak < 4 << 20
+
+
+# -- Other forms of the same rows -----------------------------------------------------------------------
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstandard.ZstdCompressor().compress,
+}
+
+
+@pytest.mark.parametrize("kind", list(PACKERS))
+@pytest.mark.parametrize("is_array", [True, False])
+def test_compressed_files(tmp_path: Path, kind: str, is_array: bool) -> None:
+    """By what they hold, not by their names."""
+    plain = json.dumps(ROWS) if is_array else "\n".join(json.dumps(row) for row in ROWS)
+    path = tmp_path / "data"
+    path.write_bytes(PACKERS[kind](plain.encode()))
+    assert list(read_rows(path)) == ROWS
+
+
+@pytest.mark.parametrize("kind", list(PACKERS))
+def test_a_cut_off_compressed_file_gives_its_whole_rows(tmp_path: Path, kind: str) -> None:
+    rows = [
+        {"text": f"{number} " + "".join(chr(97 + (number * i) % 26) for i in range(2000))} for number in range(3000)
+    ]
+    packed = PACKERS[kind]("\n".join(json.dumps(row) for row in rows).encode())
+    path = tmp_path / "data"
+    path.write_bytes(packed[: len(packed) // 2])
+    found = list(read_rows(path))
+    assert found[-1] == BadRow(SkipReason.TRUNCATED)
+    whole = [row for row in found if not isinstance(row, BadRow)]
+    assert whole == rows[: len(whole)]
+    assert len(found) - len(whole) <= 2
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
+    assert list(read_rows(path)) == ROWS
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(Failure, match="is no Parquet that can be read") as caught:
+        list(read_rows(path))
+    assert caught.value.code is ExitCode.BAD_DATA
+
+
+def test_a_folder_of_files(tmp_path: Path) -> None:
+    """In the order of their names; what is hidden is no data."""
+    folder = tmp_path / "corpus"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "b.json").write_text(json.dumps(ROWS[:1]))
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROWS[1]).encode()))
+    (folder / "sub" / "c.json").write_text(json.dumps(ROWS[2:]))
+    (folder / "_SUCCESS").touch()
+    (folder / ".part").write_text("no")
+    assert list(read_rows(folder)) == [ROWS[1], ROWS[0], *ROWS[2:]]
+    before = content_sha256(folder)
+    (folder / "b.json").rename(folder / "d.json")
+    assert content_sha256(folder) != before
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="which is a folder without files") as caught:
+        list(read_rows(tmp_path))
+    assert caught.value.code is ExitCode.NOT_FOUND

@@ -7,7 +7,6 @@ import itertools
 import logging
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -19,13 +18,13 @@ from draftyard_api.reasons import Reason
 from draftyard_api.spec import Data
 from draftyard_api.task import PrepareTask
 from draftyard_trainer import order, process
-from draftyard_trainer.data.admission import check_split, data_file, is_already_trained, resolve_aux_layers
+from draftyard_trainer.data.admission import check_split, is_already_trained, resolve_aux_layers
 from draftyard_trainer.data.building import Recipe, build_documents, require_known_ids
 from draftyard_trainer.data.built_in import FORMATS, ChatFormat
 from draftyard_trainer.data.document import Ids
-from draftyard_trainer.data.files import content_sha256, read_rows
 from draftyard_trainer.data.manifest import DataKey, PreparedManifest
 from draftyard_trainer.data.prepared import PreparedDataset, PreparedWriter
+from draftyard_trainer.data.source import RowSource, open_rows
 from draftyard_trainer.data.tally import Tally
 from draftyard_trainer.data.template import ChatTemplate
 from draftyard_trainer.data.tokenizer import load_tokenizer, stop_ids, token_ids, tokenizer_sha256
@@ -45,7 +44,7 @@ LOW_COVERAGE = 0.97
 class Inputs:
     """What the task's names stand for: everything that is read before the first row."""
 
-    source: Path
+    source: RowSource
     key: DataKey
     recipe: Recipe
     bos_id: int | None
@@ -60,11 +59,11 @@ def prepare(task: PrepareTask, reporter: Reporter) -> StageResult:
     """
     store = open_store(task.workspace, task.workspace_s3)
     # from cheap to dear: what is wrong with the task is said before anything is downloaded or hashed
-    source = data_file(task.data.source)
+    source = open_rows(task.data.source)
     # a CPU pod: tokenizer and config are a few MB, the weights may be hundreds of GB
     target = locate(task.target, weights=False)
     aux_layers = resolve_aux_layers(task.draft.aux_layers, int(target.config["num_hidden_layers"]), task.target.model)
-    data_sha256 = content_sha256(source)
+    data_sha256 = source.sha256()
     fingerprint = plan.fingerprint(task.frozen_sha256, target.identity, data_sha256, aux_layers)
     # decided before tokenising, on a CPU: a re-created object costs minutes, no GPU
     already_trained = is_already_trained(store, task, fingerprint)
@@ -97,7 +96,7 @@ def prepare(task: PrepareTask, reporter: Reporter) -> StageResult:
 # -- What is read first ---------------------------------------------------------------------
 
 
-def read_inputs(task: PrepareTask, target: TargetFiles, source: Path, data_sha256: str) -> Inputs:
+def read_inputs(task: PrepareTask, target: TargetFiles, source: RowSource, data_sha256: str) -> Inputs:
     """Load the tokenizer, and collect everything that decides the documents. Raises Failure."""
     data, folder = task.data, target.path
     tokenizer = load_tokenizer(folder, task.target.model, task.target.trust_remote_code)
@@ -169,7 +168,7 @@ def build(store: Store, inputs: Inputs, reporter: Reporter) -> None:
     key = inputs.key
     reporter.begin("tokenising", "rows", total=key.max_samples)
     # skipped rows count too: which rows are read must not depend on the template
-    rows = itertools.islice(read_rows(inputs.source), key.max_samples)
+    rows = itertools.islice(inputs.source.rows(), key.max_samples)
     with store.create_folder(prepared_path(key.folder())) as staged:
         with PreparedWriter(staged, key.target_vocab_size) as writer:
             tally = build_documents(rows, inputs.recipe, writer, reporter)

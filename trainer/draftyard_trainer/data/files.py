@@ -1,14 +1,24 @@
-"""Rows of a JSON array or of JSON lines, one at a time: a file of any size needs the memory of its largest row."""
+"""Rows of files, one at a time: JSON arrays, JSON lines and Parquet, compressed or not, alone or in a folder.
+
+What a file is, its first bytes say. A file of any size needs the memory of its largest row, or row group.
+"""
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
-from collections.abc import Iterator
+import lzma
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import ijson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
@@ -44,28 +54,125 @@ class Tail:
         return block
 
 
-def read_rows(path: Path) -> Iterator[Any | BadRow]:
-    """Yield each row, or BadRow. The first character says what the file is: `[` an array, else a row in each line.
+PARQUET = b"PAR1"
+OPENERS: dict[bytes, Callable[[Path], AbstractContextManager[Any]]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"\x28\xb5\x2f\xfd": zstandard.open,
+}
+"""By the first bytes of a compressed file."""
+BROKEN = (EOFError, OSError, lzma.LZMAError, zstandard.ZstdError)
+"""What a compressed file ends in that was cut off or damaged."""
+BATCH_ROWS = 1024
+"""Rows of Parquet in memory at once."""
 
-    Raises Failure(NOT_FOUND) without a file and Failure(BAD_DATA) for an array that is broken before its end:
-    there is no telling where the next row starts. A cut-off array gives all its whole rows, then one BadRow.
+
+def read_rows(path: Path) -> Iterator[Any | BadRow]:
+    """Yield each row, or BadRow, of a file, or of all files below a folder in the order of their names.
+
+    Raises Failure: NOT_FOUND without a file, BAD_DATA for an array that is broken before its end (there is no telling
+    where the next row starts) and for Parquet that cannot be read. A cut-off file gives all its whole rows, then one
+    BadRow.
     """
+    for file in files_of(path):
+        yield from read_file(file)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file, or the files below a folder; hidden ones are no data. Raises Failure(NOT_FOUND)."""
+    if path.is_dir():
+        found = sorted(entry for entry in path.rglob("*") if entry.is_file() and not entry.name.startswith((".", "_")))
+        if found:
+            return found
     require_file(path)
+    return [path]
+
+
+def read_file(path: Path) -> Iterator[Any | BadRow]:
+    """Rows of one file."""
     with path.open("rb") as file:
-        if first_character(file) == b"[":
-            yield from read_array(path, file)
-        else:
-            yield from read_lines(file)
+        start = file.read(8)
+    if start.startswith(PARQUET):
+        yield from read_parquet(path)
+        return
+    opener = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), None)
+    if opener is None:
+        with path.open("rb") as plain:
+            yield from read_json(path, plain)
+        return
+    with opener(path) as unpacked:
+        try:
+            yield from read_json(path, Rewound(cast("BinaryIO", unpacked)))
+        except BROKEN:
+            yield BadRow(SkipReason.TRUNCATED)
+
+
+class Rewound:
+    """A decompressed stream that can be set back to its start, which is all that a look at its first bytes needs."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._ahead = file.read(BLOCK_BYTES)
+        self._place = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, fewer at the end."""
+        if self._place < len(self._ahead):
+            end = len(self._ahead) if size < 0 else self._place + size
+            block = self._ahead[self._place : end]
+            self._place += len(block)
+            return block + self._file.read() if size < 0 else block
+        return self._file.read(size)
+
+    def tell(self) -> int:
+        """Where the next bytes are from."""
+        return self._place
+
+    def seek(self, place: int) -> None:
+        """Back to a place among the first bytes."""
+        self._place = place
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Lines, with their line feeds."""
+        rest = b""
+        while block := self.read(BLOCK_BYTES):
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop()
+            yield from (line + b"\n" for line in lines)
+        if rest:
+            yield rest
+
+
+def read_json(path: Path, file: Any) -> Iterator[Any | BadRow]:
+    """The first character says what it is: `[` an array, else a row in each line."""
+    if first_character(file) == b"[":
+        yield from read_array(path, file)
+    else:
+        yield from read_lines(file)
+
+
+def read_parquet(path: Path) -> Iterator[Any]:
+    """Rows of Parquet, as JSON would have them. Raises Failure(BAD_DATA)."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        what = str(error).splitlines()[0]
+        message = f"data.source: {path} is no Parquet that can be read ({what}); accepted: whole files; write it anew"
+        raise Failure(ExitCode.BAD_DATA, Reason.DATA_REJECTED, message) from error
 
 
 def require_file(path: Path) -> None:
     """Raises Failure(NOT_FOUND) unless `path` is a file."""
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder without files" if path.is_dir() else "does not exist"
         raise Failure(
             ExitCode.NOT_FOUND,
             Reason.DATA_NOT_FOUND,
-            f"data.source.file.uri: given {path}, which {what}; accepted: a file of JSON or JSON lines",
+            f"data.source.file.uri: given {path}, which {what}; accepted: a file of JSON, JSON lines or Parquet, "
+            "compressed or not, or a folder of such files",
         )
 
 
@@ -110,7 +217,7 @@ def broken_array(path: Path, rows: int, error: Exception) -> Failure:
     )
 
 
-def read_lines(file: BinaryIO) -> Iterator[Any | BadRow]:
+def read_lines(file: Any) -> Iterator[Any | BadRow]:
     """One row for each line that is not blank."""
     for line in file:
         if line.isspace():
@@ -124,8 +231,16 @@ def read_lines(file: BinaryIO) -> Iterator[Any | BadRow]:
 
 
 def content_sha256(path: Path) -> str:
-    """Hash of the file's bytes. Raises Failure(NOT_FOUND)."""
-    require_file(path)
+    """Hash of a file's bytes; of a folder, of the names and hashes of its files. Raises Failure(NOT_FOUND)."""
+    files = files_of(path)
+    if files == [path]:
+        return file_sha256(path)
+    said = "".join(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n" for file in files)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of one file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
