@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,6 @@ class Answer:
         causes = self.body.get("details", {}).get("causes", ())
         return [f"{cause['field']}: {cause['message']}" for cause in causes] or [self.message]
 
-    @property
     def made(self) -> Json:
         """The object. Raises AssertionError with the server's words when there is none."""
         assert self.is_ok, f"{self.status} {self.message}"
@@ -63,6 +63,12 @@ class ApiServer:
         self.session.trust_env = False
         self.session.verify = str(authority)
         self.session.cert = (str(user.certificate), str(user.key))
+
+    def acting_as(self, user: str) -> ApiServer:
+        """A client with the rights of somebody else."""
+        other = copy.deepcopy(self)
+        other.session.headers["Impersonate-User"] = user
+        return other
 
     def is_ready(self) -> bool:
         """Whether it serves."""

@@ -26,7 +26,10 @@ def plane() -> Iterator[ControlPlane]:
     programs = Programs(os.environ.get(VERSION, NEWEST))
     if not programs.are_made:
         pytest.skip(f"make cluster-programs: {programs.folder} is missing, or was made from other sources")
-    with tempfile.TemporaryDirectory() as folder, control_plane.serving(programs, Path(folder)) as found:
+    with (
+        tempfile.TemporaryDirectory(prefix="draftyard-cluster-") as folder,
+        control_plane.serving(programs, Path(folder)) as found,
+    ):
         yield found
 
 
@@ -49,5 +52,5 @@ def controllers(plane: ControlPlane, server: ApiServer) -> Iterator[None]:
 def namespace(server: ApiServer) -> str:
     """A namespace of its own for each test."""
     name = f"test-{next(NUMBERS)}"
-    server.post("api/v1/namespaces", {"metadata": {"name": name}}).made  # noqa: B018
+    server.post("api/v1/namespaces", {"metadata": {"name": name}}).made()
     return name

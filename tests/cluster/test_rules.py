@@ -40,8 +40,8 @@ def test_case(server, case):
 @pytest.mark.parametrize("case", [case for case in CASES if not case.refused], ids=lambda case: case.name)
 def test_what_is_stored_is_what_we_work_with(server, namespace, case):
     """Every default of the schema is the default of the model."""
-    server.post(trainings.path(namespace), case.document).made  # noqa: B018
-    stored = server.get(trainings.path(namespace, case.document["metadata"]["name"])).made
+    server.post(trainings.path(namespace), case.document).made()
+    stored = server.get(trainings.path(namespace, case.document["metadata"]["name"])).made()
     ours = document.check(case.document, local=False).spec
     assert stored["spec"] == ours.model_dump(mode="json", by_alias=True, exclude_none=True)
     assert stored["status"] == {"observedGeneration": -1}
@@ -50,9 +50,9 @@ def test_what_is_stored_is_what_we_work_with(server, namespace, case):
 @pytest.mark.parametrize("case", UPDATES, ids=lambda case: case.name)
 def test_update(server, namespace, case):
     place = trainings.path(namespace, case.old["metadata"]["name"])
-    stored = server.post(trainings.path(namespace), case.old).made
+    stored = server.post(trainings.path(namespace), case.old).made()
     if case.is_frozen:
-        stored = server.patch(f"{place}/status", {"status": FROZEN_TIME}).made
+        stored = server.patch(f"{place}/status", {"status": FROZEN_TIME}).made()
     wanted = case.new | {"metadata": stored["metadata"]}
     answer = server.put(place, wanted, dryRun="All")
     assert told(answer) == sorted(case.words)

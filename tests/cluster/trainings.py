@@ -37,5 +37,5 @@ def eventually(holds: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
 
 def install(server: ApiServer) -> None:
     """Install the definition, and wait until it is served."""
-    server.post(DEFINITIONS, yaml.safe_load(DEFINITION.read_text())).made  # noqa: B018
+    server.post(DEFINITIONS, yaml.safe_load(DEFINITION.read_text())).made()
     eventually(lambda: server.get(path("default")).is_ok)

@@ -25,7 +25,7 @@ def main() -> None:
     programs.make()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt), ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="draftyard-"))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="draftyard-cluster-"))
         plane = stack.enter_context(control_plane.serving(programs, Path(folder)))
         trainings.install(plane.client())
         stack.enter_context(control_plane.controllers(plane))
