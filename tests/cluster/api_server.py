@@ -14,6 +14,8 @@ from certificates import KeyPair
 Json = Any
 
 TIMEOUT_SECONDS = 60
+READY_SECONDS = 2
+"""Somebody else on its port may take a connection and never answer."""
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
@@ -73,8 +75,8 @@ class ApiServer:
     def is_ready(self) -> bool:
         """Whether it serves."""
         try:
-            return self.session.get(f"{self.url}/readyz", timeout=TIMEOUT_SECONDS).ok
-        except requests.ConnectionError:
+            return self.session.get(f"{self.url}/readyz", timeout=READY_SECONDS).ok
+        except requests.RequestException:
             return False
 
     def request(

@@ -125,7 +125,7 @@ class ControlPlane:
 
 
 @contextmanager
-def serving(programs: Programs, folder: Path) -> Iterator[ControlPlane]:
+def serving(programs: Programs, folder: Path, ports: Callable[[], int] = free_port) -> Iterator[ControlPlane]:
     """A control plane, up until the block is left. Raises NotStartedError."""
     authority = Authority(folder)
     admin = authority.issue("admin", ADMINS)
@@ -134,10 +134,10 @@ def serving(programs: Programs, folder: Path) -> Iterator[ControlPlane]:
     (folder / "accounts.key").write_bytes(certificates.key_pem(accounts))
     (folder / "accounts.pub").write_bytes(certificates.public_pem(accounts))
     for tries_left in reversed(range(TRIES)):
-        plane = ControlPlane(programs, folder, free_port(), authority, admin)
+        plane = ControlPlane(programs, folder, ports(), authority, admin)
         with ExitStack() as stack:
             try:
-                bring_up(stack, plane, server)
+                bring_up(stack, plane, server, ports())
             except NotStartedError as error:
                 # Between the look for a free port and its use, somebody else may take it.
                 if tries_left and "address already in use" in str(error):
@@ -148,10 +148,10 @@ def serving(programs: Programs, folder: Path) -> Iterator[ControlPlane]:
             return
 
 
-def bring_up(stack: ExitStack, plane: ControlPlane, server: KeyPair) -> None:
+def bring_up(stack: ExitStack, plane: ControlPlane, server: KeyPair, storage_port: int) -> None:
     """Start etcd and kube-apiserver, and wait until they serve. Raises NotStartedError."""
     shutil.rmtree(plane.folder / "etcd", ignore_errors=True)
-    storage = f"http://{LOOPBACK}:{free_port()}"
+    storage = f"http://{LOOPBACK}:{storage_port}"
     etcd = started(
         plane.folder, plane.programs["etcd"],
         "--data-dir", str(plane.folder / "etcd"),
