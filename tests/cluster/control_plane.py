@@ -185,6 +185,8 @@ def controllers(plane: ControlPlane) -> Iterator[Running]:
     command = started(
         plane.folder, plane.programs["kube-controller-manager"],
         "--kubeconfig", str(config), "--use-service-account-credentials", "--leader-elect=false", "--secure-port", "0",
+        # At the usual 20 requests per second their start would take 5 s in place of half a second.
+        "--kube-api-qps", "500", "--kube-api-burst", "500",
         "--service-account-private-key-file", str(plane.folder / "accounts.key"),
         "--root-ca-file", str(plane.authority.certificate),
     )  # fmt: skip

@@ -87,8 +87,14 @@ class Programs:
 
 def main() -> None:
     """Make the programs of the versions that are named, or of the newest one."""
-    for version in sys.argv[1:] or [NEWEST]:
-        Programs(version).make()
+    wanted = [Programs(version) for version in sys.argv[1:] or [NEWEST]]
+    known = sorted(folder.name for folder in (FOLDER / "modules").iterdir())
+    for programs in wanted:
+        if programs.version not in known:
+            sys.exit(f"given version {programs.version}; accepted: {', '.join(known)}")
+        if not programs.are_made and shutil.which("go") is None:
+            sys.exit("go is not there; install Go 1.26 or later, which builds Kubernetes from its modules")
+        programs.make()
 
 
 if __name__ == "__main__":
