@@ -18,6 +18,8 @@ EXTRAS = {
     "generate": "trainer",
     "train": "trainer",
     "evaluate": "trainer",
+    "inspect": "trainer",
+    "verify": "trainer",
 }
 """Every verb, in the order of the help text, and the extra that brings it."""
 

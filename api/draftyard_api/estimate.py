@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from draftyard_api.progress import Counts
+from draftyard_api.progress import Counts, StageResult
 from draftyard_api.schema import Codec
 from draftyard_api.spec import DraftTrainingSpec
 from draftyard_api.status import GpuHours, Plan, PlannedBytes
@@ -17,10 +17,10 @@ MFU_GENERATE, MFU_GENERATE_SPARSE, MFU_TRAIN = 0.40, 0.12, 0.30
 CODEC_SHARE: Mapping[Codec, tuple[float, float]] = {
     "none": (1.0, 1.0),
     "lossless": (0.71, 0.71),
-    "balanced": (0.457, 0.457),
-    "compact": (0.33, 0.457),
+    "balanced": (0.462, 0.462),
+    "compact": (0.336, 0.462),
 }
-"""Bytes of the captured layers and of the final state, as shares of bfloat16."""
+"""Bytes of the captured layers and of the final state, as shares of bfloat16: a hundredth above what was measured."""
 LOSS_SHARE = 0.6
 MEAN_TOKENS = 740
 """Tokens of a conversation, where nothing better is known: the mean of ShareGPT."""
@@ -88,7 +88,9 @@ def estimate(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount, free: 
         loss_tokens=amount.loss_tokens,
         shards=default_shards(spec, amount.documents, hours["generate"] * 3600) if offline else None,
         steps=amount.steps,
-        bytes=disk.model_copy(update={"free": free}),
+        bytes=disk.model_copy(
+            update={"free": free, "hidden_states_by_codec": by_codec(spec, shape, amount) if offline else None}
+        ),
         gpu_hours=GpuHours(
             **{stage: hours_text(value) for stage, value in hours.items() if value},
             total=hours_text(sum(hours.values())),
@@ -121,6 +123,17 @@ def hidden_state_bytes(spec: DraftTrainingSpec, shape: TargetShape, amount: Amou
     per_token = 2 * layers * shape.hidden_size * aux * scale + 4 + scales * layers
     per_label = 2 * shape.hidden_size * last * scale + 8 + scales
     return int(amount.tokens * per_token + amount.label_rows * per_label + 96 * amount.documents)
+
+
+def by_codec(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount) -> dict[Codec, int]:
+    """Bytes of the stored states with each codec."""
+    return {codec: hidden_state_bytes(with_codec(spec, codec), shape, amount) for codec in CODEC_SHARE}
+
+
+def with_codec(spec: DraftTrainingSpec, codec: Codec) -> DraftTrainingSpec:
+    """The same run with another codec."""
+    assert spec.hidden_states is not None
+    return spec.model_copy(update={"hidden_states": spec.hidden_states.model_copy(update={"codec": codec})})
 
 
 def num_aux(spec: DraftTrainingSpec) -> int:
@@ -203,6 +216,48 @@ def default_shards(spec: DraftTrainingSpec, documents: int, generate_seconds: fl
     return min(wanted, 10000, max(documents, 1))
 
 
+# -- What finished shards say ---------------------------------------------------------------------------
+
+
+def measured(
+    made: Plan, spec: DraftTrainingSpec, shape: TargetShape, amount: Amount, finished: Sequence[StageResult]
+) -> Plan:
+    """The plan with the bytes and the speed of finished shards in place of assumed ones; as it was without any.
+
+    Targets differ in how well their states compress: what is left is taken to be like what is there.
+    """
+    shards = [result.hidden_states for result in finished if result.hidden_states is not None]
+    tokens = sum(shard.tokens for shard in shards)
+    if not tokens:
+        return made
+    stored = replace(
+        amount,
+        documents=sum(shard.documents for shard in shards),
+        tokens=tokens,
+        label_rows=sum(shard.label_rows for shard in shards),
+    )
+    factor = sum(shard.bytes for shard in shards) / hidden_state_bytes(spec, shape, stored)
+    states = math.ceil(factor * hidden_state_bytes(spec, shape, amount))
+    generate = sum(result.seconds or 0.0 for result in finished) * amount.tokens / tokens / 3600
+    gpus = spec.target.tensor_parallel
+    others = [made.gpu_hours.train, made.gpu_hours.evaluate]
+    return made.model_copy(
+        update={
+            "basis": "Measured",
+            "bytes": made.bytes.model_copy(
+                update={"hidden_states": states, "needed": made.bytes.needed - made.bytes.hidden_states + states}
+            ),
+            "gpu_hours": made.gpu_hours.model_copy(
+                update={
+                    "generate": hours_text(generate * gpus),
+                    "total": hours_text(generate * gpus + sum(float(other) for other in others if other)),
+                }
+            ),
+            "assumes": f"{made.assumes}; generate as measured on {len(shards)} of {made.shards} shards",
+        }
+    )
+
+
 # -- What to do where it does not fit -----------------------------------------------------------------
 
 
@@ -238,8 +293,7 @@ def smaller_codec(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount, f
     states = spec.hidden_states
     order = list(CODEC_SHARE)
     for codec in order[order.index(states.codec) + 1 :] if states else ():
-        smaller = spec.model_copy(update={"hidden_states": states.model_copy(update={"codec": codec})})  # type: ignore[union-attr]
-        if fits(planned_bytes(smaller, shape, amount).needed, free):
+        if fits(planned_bytes(with_codec(spec, codec), shape, amount).needed, free):
             return f"hiddenStates.codec: {codec}"
     return None
 

@@ -54,6 +54,11 @@ ENV_TERMINATION_LOG = "DRAFTYARD_TERMINATION_LOG"
 ENV_SHARD = "JOB_COMPLETION_INDEX"
 """Set by Kubernetes in pods of an Indexed Job: the shard to make."""
 
+S3_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+"""What S3 wants to know: the keys of a Secret, and names in the environment."""
+S3_HOLDERS = {"workspace": "", "target": "TARGET_", "data": "DATA_"}
+"""Before these names, since each location may have a Secret of its own; without one the plain names count."""
+
 DEFAULT_STATE_DIR = "/run/draftyard"
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 PROGRESS_FILE = "progress.json"

@@ -11,7 +11,7 @@ from typing import Any
 from draftyard_api import frozen
 from draftyard_api.names import Stage
 from draftyard_api.progress import Prepared
-from draftyard_api.schema import Model
+from draftyard_api.schema import Model, S3Access
 from draftyard_api.spec import Data, Draft, DraftTrainingSpec, Target
 from draftyard_api.task import EvaluateTask, GenerateTask, PrepareTask, StoredStatesRef, TrainTask
 
@@ -32,6 +32,8 @@ class Place:
 
     workspace: str
     resolve: Callable[[str], str]
+    workspace_s3: S3Access | None = None
+    """How an `s3://` workspace is reached."""
 
 
 def stages(spec: DraftTrainingSpec) -> tuple[Stage, ...]:
@@ -78,7 +80,7 @@ def dump(model: Model) -> dict[str, Any]:
 def prepare_task(run: RunIdentity, spec: DraftTrainingSpec, place: Place, attempt: int = 1) -> PrepareTask:
     """The first task. Raises ValueError for a location that cannot be reached from `place`."""
     return PrepareTask(
-        run=run.name, uid=run.uid, attempt=attempt, workspace=place.workspace,
+        run=run.name, uid=run.uid, attempt=attempt, workspace=place.workspace, workspace_s3=place.workspace_s3,
         mode=spec.mode, target=located_target(spec, place), draft=located_draft(spec, place),
         data=located_data(spec, place), train=spec.train, evaluates=spec.evaluate is not None,
         export=spec.export, frozen_sha256=frozen_sha256(spec),
@@ -91,7 +93,8 @@ def generate_task(
     """One shard of hidden states; without `shard` the pod's completion index says which."""
     assert spec.hidden_states is not None
     return GenerateTask(
-        run=run.name, uid=run.uid, workspace=place.workspace, target=located_target(spec, place),
+        run=run.name, uid=run.uid, workspace=place.workspace, workspace_s3=place.workspace_s3,
+        target=located_target(spec, place),
         prepared=prepared.prepared, aux_layers=prepared.aux_layers, codec=spec.hidden_states.codec,
         num_shards=default_shards(spec, prepared), shard=shard,
     )  # fmt: skip
@@ -102,7 +105,8 @@ def train_task(
 ) -> TrainTask:
     """The training task; `states` is what generate left, None Online."""
     return TrainTask(
-        run=run.name, uid=run.uid, workspace=place.workspace, mode=spec.mode, target=located_target(spec, place),
+        run=run.name, uid=run.uid, workspace=place.workspace, workspace_s3=place.workspace_s3,
+        mode=spec.mode, target=located_target(spec, place),
         draft=located_draft(spec, place), aux_layers=prepared.aux_layers, prepared=prepared.prepared,
         hidden_states=states, train=spec.train,
         draft_tokens=spec.evaluate.draft_tokens if spec.evaluate else DEFAULT_DRAFT_TOKENS,
@@ -115,7 +119,8 @@ def evaluate_task(run: RunIdentity, spec: DraftTrainingSpec, place: Place, prepa
     """The last task; only for a run with an evaluate block."""
     assert spec.evaluate is not None
     return EvaluateTask(
-        run=run.name, uid=run.uid, workspace=place.workspace, target=located_target(spec, place),
+        run=run.name, uid=run.uid, workspace=place.workspace, workspace_s3=place.workspace_s3,
+        target=located_target(spec, place),
         prepared=prepared.prepared, evaluate=spec.evaluate, export=spec.export, fingerprint=prepared.fingerprint,
     )  # fmt: skip
 

@@ -49,6 +49,8 @@ def plan(arguments: Sequence[str]) -> int:
     amount = find_amount(training, options.workspace, options.file.resolve().parent)
     free = free_bytes(options.workspace)
     made = estimate.estimate(spec, shape, amount, free)
+    if amount.basis == "Counted":
+        made = estimate.measured(made, spec, shape, amount, finished_shards(training, options.workspace))
     show(Console(), spec, made)
     too_small = estimate.proposal(spec, shape, amount, free)
     if too_small:
@@ -69,16 +71,26 @@ def find_shape(spec: DraftTrainingSpec, base: Path) -> TargetShape | None:
 
 def find_amount(training: document.DraftTraining, workspace: Path, base: Path) -> estimate.Amount:
     """What prepare counted in this workspace, else a guess from the file's size."""
-    result = workspace / "runs" / training.metadata.name / Stage.PREPARE / names.RESULT_FILE
-    try:
-        prepared = StageResult.model_validate_json(result.read_bytes()).prepared
-    except (OSError, ValidationError):
-        prepared = None
-    if prepared is not None:
-        return estimate.counted(prepared.counts)
+    result = read_result(workspace / "runs" / training.metadata.name / Stage.PREPARE)
+    if result is not None and result.prepared is not None:
+        return estimate.counted(result.prepared.counts)
     source = training.spec.data.source.file
     path = (base / storage_uri.parse(source.uri).path).resolve() if source and storage_uri.is_file(source.uri) else None
     return estimate.assumed(training.spec, path.stat().st_size if path and path.is_file() else None)
+
+
+def finished_shards(training: document.DraftTraining, workspace: Path) -> list[StageResult]:
+    """What generate has finished in this workspace."""
+    folders = sorted((workspace / "runs" / training.metadata.name).glob(f"{Stage.GENERATE}-*"))
+    return [result for result in map(read_result, folders) if result is not None]
+
+
+def read_result(folder: Path) -> StageResult | None:
+    """What a stage process left behind when it ended well."""
+    try:
+        return StageResult.model_validate_json((folder / names.RESULT_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def free_bytes(workspace: Path) -> int:
@@ -111,4 +123,7 @@ def show(console: Console, spec: DraftTrainingSpec, made: Plan) -> None:
         table.add_row(stage, what, f"{count / 2**20:,.0f} MiB", cost)
     table.add_row("total", "", f"{disk.needed / 2**20:,.0f} MiB", hours.total, style="bold")
     console.print(table)
+    if disk.hidden_states_by_codec and spec.hidden_states:
+        sizes = ", ".join(f"{codec} {estimate.bytes_text(size)}" for codec, size in disk.hidden_states_by_codec.items())
+        console.print(f"hidden states by codec: {sizes}; chosen: {spec.hidden_states.codec}", highlight=False)
     console.print(f"assumes {made.assumes}", highlight=False, soft_wrap=True)

@@ -118,6 +118,8 @@ class StoredStates(Model):
     """Documents written."""
     tokens: int
     """Tokens written."""
+    label_rows: int = 0
+    """Positions whose final state was written."""
     bytes: int
     """Bytes written."""
     argmax_agreement: str | None = None

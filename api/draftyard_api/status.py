@@ -97,6 +97,8 @@ class PlannedBytes(Model):
     """Tokens and masks."""
     hidden_states: Count = 0
     """Stored states (Offline)."""
+    hidden_states_by_codec: Annotated[dict[str, Count], Field(max_length=8)] | None = None
+    """What they would take with each codec (Offline)."""
     checkpoints: Count = 0
     """keepLast + 2 of them."""
     export: Count = 0

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from draftyard_api.names import Stage
-from draftyard_api.schema import Codec, Mode, Model
+from draftyard_api.schema import Codec, Mode, Model, S3Access
 from draftyard_api.spec import Data, Draft, Evaluate, Export, Target, Tracking, Train
 
 
@@ -22,6 +22,8 @@ class BaseTask(Model):
     """Attempt of this stage."""
     workspace: str
     """Where everything is written: an absolute `file://` folder or an `s3://` prefix."""
+    workspace_s3: S3Access | None = None
+    """How an `s3://` workspace is reached."""
     target: Target
     """The model; its location is one that a pod can open (`file://`, `hf://`, `s3://`)."""
 

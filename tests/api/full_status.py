@@ -25,6 +25,7 @@ FULL_STATUS = {
         "bytes": {
             "prepare": 436207616, "hiddenStates": 2820334097006, "checkpoints": 84000000000, "export": 2800000000,
             "needed": 2907570304622, "free": 4398046511104,
+            "hiddenStatesByCodec": {"none": 6131161080450, "balanced": 2820334097006},
         },
         "gpuHours": {"generate": "10.1", "train": "10.2", "evaluate": "0.6", "total": "20.9"},
         "assumes": "H100; 40 % of peak in generate, 30 % in train",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from draftyard_api import estimate
+from draftyard_api.names import Stage
+from draftyard_api.progress import StageResult, StoredStates
 from draftyard_api.spec import (
     Data,
     DataSource,
@@ -180,7 +182,7 @@ def test_a_claim_can_grow():
         claim="r1-workspace",
     )
     assert told == (
-        "the plan needs 2.86 TiB, claim r1-workspace has 2.00 TiB free; grow claimTemplate.size to 3.1Ti, or "
+        "the plan needs 2.90 TiB, claim r1-workspace has 2.00 TiB free; grow claimTemplate.size to 3.1Ti, or "
         "data.maxSamples: 260000"
     )
 
@@ -265,3 +267,47 @@ def test_every_well_known_target_has_a_shape():
     shapes = [shape(name) for name in WELL_KNOWN]
     assert all(found.active_parameters > 10**8 for found in shapes)
     assert all(found.draft_heads.query % found.draft_heads.key == 0 for found in shapes)
+
+
+# -- What finished shards say -----------------------------------------------------------------------
+
+
+def shard_result(bytes_: int, share: float = 0.25, seconds: float = 3600.0) -> StageResult:
+    """A quarter of the documents, stored."""
+    whole = amount()
+    states = StoredStates(
+        key="k", shard=0, shards=4, documents=int(share * whole.documents), tokens=int(share * whole.tokens),
+        label_rows=int(share * whole.label_rows), bytes=bytes_,
+    )  # fmt: skip
+    return StageResult(stage=Stage.GENERATE, seconds=seconds, hidden_states=states)
+
+
+def test_finished_shards_replace_what_was_assumed():
+    """Half of the assumed bytes, and an hour for a quarter of the tokens on two GPUs."""
+    wanted, model = spec(codec="balanced"), shape("meta-llama/Llama-3.1-8B-Instruct")
+    wanted = wanted.model_copy(update={"target": Target(model="org/name", tensor_parallel=2)})
+    made = estimate.estimate(wanted, model, amount())
+    quarter = made.bytes.hidden_states / 4
+    plan = estimate.measured(made, wanted, model, amount(), [shard_result(int(quarter / 2))])
+    assert plan.basis == "Measured"
+    assert plan.bytes.hidden_states == pytest.approx(made.bytes.hidden_states / 2, rel=1e-6)
+    assert plan.bytes.needed == made.bytes.needed - made.bytes.hidden_states + plan.bytes.hidden_states
+    assert float(plan.gpu_hours.generate) == pytest.approx(8.0)
+    assert float(plan.gpu_hours.total) == pytest.approx(8.0 + float(made.gpu_hours.train), abs=0.1)
+    assert "measured on 1 of" in plan.assumes
+
+
+def test_without_finished_shards_a_plan_stays_as_it_is():
+    wanted, model = spec(codec="balanced"), shape("meta-llama/Llama-3.1-8B-Instruct")
+    made = estimate.estimate(wanted, model, amount())
+    assert estimate.measured(made, wanted, model, amount(), []) == made
+    assert estimate.measured(made, wanted, model, amount(), [StageResult(stage=Stage.GENERATE)]) == made
+
+
+def test_bytes_by_codec():
+    made = estimate.estimate(spec(codec="balanced"), shape("meta-llama/Llama-3.1-8B-Instruct"), amount())
+    sizes = made.bytes.hidden_states_by_codec
+    assert sizes is not None
+    assert sizes["balanced"] == made.bytes.hidden_states
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+    assert estimate.estimate(spec("Online"), shape("Qwen/Qwen3-8B"), amount()).bytes.hidden_states_by_codec is None

@@ -9,6 +9,8 @@ import yaml
 
 from draftyard_api import preview
 from draftyard_api.exit_codes import ExitCode
+from draftyard_api.names import Stage
+from draftyard_api.progress import Counts, Prepared, StageResult, StoredStates
 from draftyard_api.targets import WELL_KNOWN
 
 CONFIG = WELL_KNOWN["Qwen/Qwen3-8B"]
@@ -83,3 +85,30 @@ def test_a_plan_that_cannot_fit_is_refused(world, capsys):
 def test_mistakes_are_all_listed(world, capsys):
     assert preview.plan([str(write(world, mode="Both", train={"epochs": 0}))]) == ExitCode.BAD_TASK
     assert len(capsys.readouterr().err.strip().splitlines()) == 2
+
+
+def test_what_is_finished_is_taken_from_the_workspace(world, capsys):
+    """Exact tokens after prepare, the measured size once a shard is there."""
+    runs = world / "w" / "runs" / "r"
+    counts = Counts(
+        rows=4, documents=4, train_documents=4, held_out_documents=0, skipped={}, truncated_documents=0, tokens=4000,
+        train_tokens=4000, loss_tokens=2000, label_rows=2008, steps=1,
+    )  # fmt: skip
+    prepared = Prepared(
+        prepared="p", counts=counts, vocab_size=512, vocab_coverage="1", aux_layers=(2, 18, 33), target_commit="c",
+        data_sha256="d", tokens_sha256="t", fingerprint="f", free_bytes=None,
+    )  # fmt: skip
+    states = StoredStates(key="k", shard=0, shards=2, documents=2, tokens=2000, label_rows=1004, bytes=2**20)
+    for folder, result in (
+        ("prepare", StageResult(stage=Stage.PREPARE, prepared=prepared)),
+        ("generate-00000", StageResult(stage=Stage.GENERATE, seconds=1.0, hidden_states=states)),
+    ):
+        (runs / folder).mkdir(parents=True)
+        (runs / folder / "result.json").write_text(result.model_dump_json(by_alias=True))
+    assert preview.plan([str(write(world)), "--workspace", str(world / "w")]) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert "measured plan" in out
+    assert "4 documents, 4000" in out
+    assert "2 MiB" in out
+    assert "hidden states by codec: none" in out
+    assert "chosen: none" in out

@@ -8,7 +8,7 @@ import re
 import pytest
 from full_status import FULL_STATUS
 
-from draftyard_api import status
+from draftyard_api import crd, status
 from draftyard_api.reasons import Reason
 from draftyard_api.status import Condition, ConditionType, DraftTrainingStatus, Phase
 
@@ -27,6 +27,10 @@ PROMISED = {
     "history": "PodFailed OutOfMemory Disrupted Interrupted Fenced StorageUnavailable WorkspaceFull "
     "ProgressDeadlineExceeded ChildDeleted StaleInput ResultLost",
 }
+
+
+ENDED_ONLY = {"completionTime"}
+"""Fields that a running one cannot have."""
 
 
 def test_reasons_are_exactly_the_promised_ones():
@@ -80,6 +84,30 @@ def test_everything_that_is_told_has_a_field():
     text = json.dumps(FULL_STATUS)
     read = DraftTrainingStatus.model_validate_json(text)
     assert json.loads(read.model_dump_json(by_alias=True, exclude_none=True)) == FULL_STATUS
+
+
+def test_every_field_is_told():
+    """So that what an API server keeps of it is all that it could lose."""
+    schema = crd.model_schema(DraftTrainingStatus)
+    assert {path for path in field_paths(schema) if path not in told_paths(FULL_STATUS)} == ENDED_ONLY
+
+
+def field_paths(schema, path=""):
+    """The path of every field; entries of a list are one place."""
+    for name, inner in schema.get("properties", {}).items():
+        yield f"{path}.{name}".lstrip(".")
+        yield from field_paths(inner.get("items", inner), f"{path}.{name}")
+
+
+def told_paths(value, path=""):
+    """Likewise of a document."""
+    if isinstance(value, list):
+        return {found for entry in value for found in told_paths(entry, path)}
+    if not isinstance(value, dict):
+        return {path}
+    return {path} | {
+        found for name, inner in value.items() for found in told_paths(inner, f"{path}.{name}".lstrip("."))
+    }
 
 
 def test_numbers_with_a_fraction_are_texts():

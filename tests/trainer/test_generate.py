@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -20,9 +22,10 @@ from draftyard_api.reasons import Reason
 from draftyard_api.spec import Target
 from draftyard_api.task import GenerateTask, StoredStatesRef
 from draftyard_trainer import testing
+from draftyard_trainer.capturing import groups
 from draftyard_trainer.data.document import Document
 from draftyard_trainer.data.prepared import PreparedDataset
-from draftyard_trainer.generate import generate, generate_in, groups, shard_number, states_key
+from draftyard_trainer.generate import generate, generate_in, shard_number, states_key
 from draftyard_trainer.hidden_states.key import KEY_FILE, PROBE_FILE, TARGET_FILE, StatesKey, read_key
 from draftyard_trainer.hidden_states.opening import open_stored
 from draftyard_trainer.hidden_states.shard import Shard, ShardManifest
@@ -245,6 +248,71 @@ def test_a_stop_keeps_finished_parts(store: LocalStore, target: Path) -> None:
     assert store.fetch(markers[0]).stat().st_mtime_ns == kept
 
 
+class Parts(LocalStore):
+    """A store that tells when the data of a part begins to be written, and when it is whole."""
+
+    begun = whole = 0
+
+    def before(self) -> None:
+        """Called on the thread that writes."""
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        if not name.endswith(".bin") or "/part-" not in name:
+            with super().create(name) as file:
+                yield file
+            return
+        self.begun += 1
+        self.before()
+        with super().create(name) as file:
+            yield file
+        self.whole += 1
+
+
+def test_a_part_is_committed_while_the_next_is_captured(tmp_path: Path, target: Path) -> None:
+    """The disk waits for the second part's capture, which a capture that waited for the disk would never reach."""
+    went_on = threading.Event()
+
+    class Slow(Parts):
+        def before(self) -> None:
+            if self.begun == 1:
+                assert went_on.wait(timeout=60)
+
+    class Watching(Reporter):
+        def advance(self, amount: int = 1) -> None:
+            super().advance(amount)
+            if store.begun == 1 and self.progress.done > sum(LENGTHS[:4]):
+                went_on.set()
+
+    store = Slow(tmp_path / "workspace")
+    dataset = prepare(store)
+    result = generate_in(store, task_of(store, target), Watching(Stage.GENERATE), PART_BYTES)
+    assert went_on.is_set()
+    assert store.whole == len(manifest_of(store, result).parts) == 3
+    source = open_stored(store, StoredStatesRef(key=states_of(result).key, shards=(0,), num_shards=1), dataset)
+    ids = list(range(len(dataset)))
+    assert [sample.document.doc_id for sample in source.samples(ids)] == ids
+
+
+@pytest.mark.parametrize("broken", [1, 2, 3])
+def test_a_part_that_cannot_be_written_ends_the_attempt(tmp_path: Path, target: Path, broken: int) -> None:
+    """Even the last one, whose capture nothing follows; parts before it stay, and none after it is begun."""
+
+    class Broken(Parts):
+        def before(self) -> None:
+            if self.begun == broken:
+                raise Failure(ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, "workspace: no space left")
+
+    store = Broken(tmp_path / "workspace")
+    prepare(store)
+    with pytest.raises(Failure, match="no space left"):
+        run(store, task_of(store, target))
+    assert (store.begun, store.whole) == (broken, broken - 1)
+    markers = [name for name in store.list("hidden-states") if "/part-" in name and name.endswith(".json")]
+    assert len(markers) == broken - 1
+    assert not any(name.endswith(MANIFEST) for name in store.list("hidden-states"))
+
+
 def test_an_attempt_that_is_beaten_takes_the_other_ones_work(store: LocalStore, target: Path) -> None:
     """A node that came back finds, before its next part, that another pod has finished the shard."""
     prepare(store)
@@ -302,7 +370,6 @@ def test_the_probe_finds_a_target_that_is_not_finite(store: LocalStore, poisoned
 @pytest.mark.parametrize(
     ("changes", "code", "says"),
     [
-        pytest.param({"codec": "balanced"}, ExitCode.UNSUPPORTED, "hiddenStates.codec: given balanced", id="a codec"),
         pytest.param({"prepared": "gone"}, ExitCode.STALE_INPUT, "prepare", id="no prepared documents"),
         pytest.param({"target": Target(model="file:///gone")}, ExitCode.NOT_FOUND, "target.model", id="no target"),
         pytest.param({"aux_layers": (2, 4, 8)}, ExitCode.UNSUPPORTED, "given 8; accepted: 1 to 7", id="no such layer"),

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from draftyard_trainer import parallel
 from draftyard_trainer.data.document import Document, Ids
 from draftyard_trainer.draft.testing import TINY, tiny_draft, tiny_embedding
 from draftyard_trainer.hidden_states.sample import Sample
+from draftyard_trainer.hidden_states.source import one_ahead
 from draftyard_trainer.loop import HELD_OUT_DOCUMENTS, StepReport, Trainer
 from draftyard_trainer.loss import Teacher
 from draftyard_trainer.optim import Optimizer
@@ -78,6 +80,7 @@ class RandomStates:
     target_identity: str = "c" * 40
     asked: list[tuple[int, ...]] = field(default_factory=list)
     readers: set[int] = field(default_factory=set)
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def available(self, doc_ids: Ids) -> Ids:
         return doc_ids
@@ -86,6 +89,9 @@ class RandomStates:
         self.asked.append(tuple(doc_ids))
         self.readers.add(threading.get_ident())
         return [self._sample(doc_id) for doc_id in doc_ids]
+
+    def stream(self, rows: Sequence[Sequence[int]]) -> Generator[list[Sample], None, None]:
+        return one_ahead(self.thread, self.samples, rows)
 
     def _sample(self, doc_id: int) -> Sample:
         document = self.dataset.document(doc_id)
@@ -306,7 +312,7 @@ def test_rows_come_in_order_and_one_is_read_ahead():
     source = trainer.source
     assert isinstance(source, RandomStates)
     taken = 0
-    for samples in trainer.fetch(ROWS):
+    for samples in trainer.source.stream(ROWS):
         assert tuple(sample.document.doc_id for sample in samples) == ROWS[taken]
         taken += 1
         wanted = ROWS[: taken + 1]
@@ -330,7 +336,7 @@ def test_rows_of_the_next_step_are_read_during_this_one(rank):
     read = trainer.read_ahead(steps)
     for taken, row in enumerate(wanted, start=1):
         assert tuple(sample.document.doc_id for sample in next(read)) == row
-        trainer.reader.submit(int).result()
+        trainer.source.thread.submit(int).result()
         assert trainer.source.asked == wanted[: taken + 1]
     assert list(read) == []
 
@@ -357,7 +363,7 @@ def test_a_score_between_steps_asks_the_source_in_the_same_thread():
 
 def test_without_rows_nothing_is_read():
     trainer = build_trainer()
-    assert list(trainer.fetch([])) == []
+    assert list(trainer.source.stream([])) == []
     assert isinstance(trainer.source, RandomStates)
     assert trainer.source.asked == []
 
@@ -366,7 +372,7 @@ def test_an_error_of_the_source_reaches_the_step():
     trainer = build_trainer()
     with pytest.raises(IndexError):
         trainer.step(build_step((1,), (NUM_DOCUMENTS + 1,)))
-    fetched = build_trainer().fetch([(1,), (NUM_DOCUMENTS + 1,), (2,)])
+    fetched = build_trainer().source.stream([(1,), (NUM_DOCUMENTS + 1,), (2,)])
     assert [sample.document.doc_id for sample in next(fetched)] == [1]
     with pytest.raises(IndexError):
         next(fetched)

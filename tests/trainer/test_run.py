@@ -116,10 +116,6 @@ def test_five_mistakes_give_five_errors_at_once(world, capsys):
             ExitCode.UNSUPPORTED, "target.tensorParallel: given 2", id="a target over several GPUs",
         ),
         pytest.param(
-            {"hiddenStates": {"codec": "balanced"}}, ExitCode.UNSUPPORTED, "hiddenStates.codec: given balanced",
-            id="a codec of later",
-        ),
-        pytest.param(
             {"evaluate": {"minAcceptanceLength": 4.0, "maxPrompts": 4, "maxNewTokens": 12}}, ExitCode.GATE_MISSED,
             "required 4", id="a draft below the gate",
         ),

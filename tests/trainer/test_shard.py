@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftyard_trainer.hidden_states.codec import Layout
+from draftyard_trainer.hidden_states.codec import Layout, StateCodec
 from draftyard_trainer.hidden_states.record import decode
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.hidden_states.shard import (
     INDEX_DTYPE,
     PART_TOKENS,
+    CapturedPart,
     Part,
     Shard,
     ShardManifest,
@@ -29,6 +30,7 @@ from draftyard_trainer.hidden_states.testing import tiny_document
 from draftyard_trainer.storage.local import LocalStore
 
 LAYOUT = Layout(num_aux=2, width=3, dtype=torch.float32)
+CODEC = StateCodec.of(LAYOUT, None)
 
 
 @pytest.fixture
@@ -47,6 +49,18 @@ def sample(doc_id: int, seed: int = 0) -> Sample:
         torch.arange(rows, dtype=torch.int32),
         torch.zeros(rows),
     )
+
+
+def commit(shard: Shard, number: int, samples: Iterable[Sample], *skipped: Skipped) -> Part:
+    return shard.commit(number, CapturedPart(map(CODEC.pack, samples), skipped), CODEC)
+
+
+def committed(shard: Shard, number: int, doc_ids: list[int]) -> Part | None:
+    return shard.committed(number, doc_ids, None)
+
+
+def decoded(record: bytes) -> Sample:
+    return CODEC.unpack(decode(record, CODEC))
 
 
 def manifest_of(*parts: Part) -> ShardManifest:
@@ -96,14 +110,14 @@ def test_parts_cover_all_documents_in_order(sizes: list[int]) -> None:
 def test_a_part_comes_back(shard: Shard) -> None:
     samples = [sample(0), sample(1), sample(3)]
     skipped = Skipped(doc_id=2, reason="NotFinite", layer="last")
-    part = shard.commit(7, [*samples[:2], skipped, samples[2]])
-    assert shard.committed(7, [0, 1, 2, 3]) == part
+    part = commit(shard, 7, samples, skipped)
+    assert committed(shard, 7, [0, 1, 2, 3]) == part
     assert part.skipped == (skipped,)
     assert part.bytes == shard.store.size(f"{shard.folder}/{part.file}")
     for place, written in zip(part.records, samples, strict=True):
         assert place.offset % 64 == 0
         record = shard.store.read_range(f"{shard.folder}/{part.file}", place.offset, place.bytes)
-        back = decode(record, LAYOUT)
+        back = decoded(record)
         assert torch.equal(back.aux, written.aux)
         assert (place.doc_id, place.tokens, place.labels) == (
             back.document.doc_id, back.document.num_tokens, len(back.tok),
@@ -111,7 +125,7 @@ def test_a_part_comes_back(shard: Shard) -> None:
 
 
 def test_the_index_has_36_bytes_per_record(shard: Shard) -> None:
-    part = shard.commit(2, [sample(0), sample(4)])
+    part = commit(shard, 2, [sample(0), sample(4)])
     rows = np.frombuffer(index_bytes([part]), dtype=INDEX_DTYPE)
     assert INDEX_DTYPE.itemsize == 36
     assert rows["doc_id"].tolist() == [0, 4]
@@ -126,9 +140,9 @@ def test_a_part_that_fails_half_way_is_invisible(shard: Shard) -> None:
         raise KeyError
 
     with pytest.raises(KeyError):
-        shard.commit(0, broken())
+        commit(shard, 0, broken())
     assert shard.store.list("") == []
-    assert shard.committed(0, [0]) is None
+    assert committed(shard, 0, [0]) is None
 
 
 def damage_marker(shard: Shard, part: Part) -> None:
@@ -157,17 +171,17 @@ def flip_data(shard: Shard, part: Part) -> None:
 
 @pytest.mark.parametrize("damage", [damage_marker, delete_marker, delete_data, cut_data, flip_data])
 def test_a_damaged_part_is_not_committed(shard: Shard, damage) -> None:
-    part = shard.commit(0, [sample(0)])
-    assert shard.committed(0, [0]) == part
+    part = commit(shard, 0, [sample(0)])
+    assert committed(shard, 0, [0]) == part
     damage(shard, part)
-    assert shard.committed(0, [0]) is None
+    assert committed(shard, 0, [0]) is None
 
 
 def test_a_part_of_other_documents_is_not_ours(shard: Shard) -> None:
     """Another cut of the same shard, such as by another version."""
-    shard.commit(0, [sample(0), sample(1)])
-    assert shard.committed(0, [0]) is None
-    assert shard.committed(1, [0, 1]) is None
+    commit(shard, 0, [sample(0), sample(1)])
+    assert committed(shard, 0, [0]) is None
+    assert committed(shard, 1, [0, 1]) is None
 
 
 def test_two_attempts_of_one_shard_never_mix(shard: Shard) -> None:
@@ -175,37 +189,37 @@ def test_two_attempts_of_one_shard_never_mix(shard: Shard) -> None:
 
     def interleaved() -> Iterator[Sample]:
         yield sample(0, seed=1)
-        shard.commit(0, [sample(0, seed=2), sample(1, seed=2)])
+        commit(shard, 0, [sample(0, seed=2), sample(1, seed=2)])
         yield sample(1, seed=1)
 
-    first = shard.commit(0, interleaved())
-    found = shard.committed(0, [0, 1])
+    first = commit(shard, 0, interleaved())
+    found = committed(shard, 0, [0, 1])
     assert found == first
     record = shard.store.read_range(f"{shard.folder}/{first.file}", first.records[0].offset, first.records[0].bytes)
-    assert torch.equal(decode(record, LAYOUT).aux, sample(0, seed=1).aux)
+    assert torch.equal(decoded(record).aux, sample(0, seed=1).aux)
     assert len([name for name in shard.store.list("") if name.endswith(".bin")]) == 2
 
 
 def test_tidying_removes_what_no_manifest_names(shard: Shard) -> None:
-    beaten = shard.commit(0, [sample(0, seed=1)])
-    part = shard.commit(0, [sample(0)])
+    beaten = commit(shard, 0, [sample(0, seed=1)])
+    part = commit(shard, 0, [sample(0)])
     shard.complete(manifest_of(part), [part])
     shard.tidy(manifest_of(part))
     names = [name.rpartition("/")[2] for name in shard.store.list(shard.folder)]
     assert names == ["MANIFEST.json", "index.bin", part.file, "part-000.json"]
     assert beaten.file not in names
-    assert shard.committed(0, [0]) == part
+    assert committed(shard, 0, [0]) == part
 
 
 def test_distrust(shard: Shard) -> None:
-    part = shard.commit(0, [sample(0)])
+    part = commit(shard, 0, [sample(0)])
     shard.complete(manifest_of(part), [part])
     assert shard.manifest() == manifest_of(part)
     shard.distrust()
     assert shard.manifest() is None
-    assert shard.committed(0, [0]) == part
+    assert committed(shard, 0, [0]) == part
     shard.distrust(0)
-    assert shard.committed(0, [0]) is None
+    assert committed(shard, 0, [0]) is None
 
 
 def test_a_manifest_of_another_version_is_none(shard: Shard) -> None:

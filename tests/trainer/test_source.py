@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +16,20 @@ import torch
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import MANIFEST, Stage, hidden_states_path, shard_path
 from draftyard_api.reasons import Reason
+from draftyard_api.schema import Codec
 from draftyard_api.spec import Draft, Export, Target, Train
 from draftyard_api.task import GenerateTask, StoredStatesRef, TrainTask
 from draftyard_trainer import testing
 from draftyard_trainer.data.prepared import PreparedDataset
 from draftyard_trainer.generate import generate_in
+from draftyard_trainer.hidden_states import calibration
+from draftyard_trainer.hidden_states.calibration import CALIBRATION_FILE
+from draftyard_trainer.hidden_states.codec import Channels
 from draftyard_trainer.hidden_states.key import KEY_FILE, TARGET_FILE
 from draftyard_trainer.hidden_states.opening import open_source, open_stored
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.hidden_states.shard import INDEX, INDEX_DTYPE, Shard, ShardManifest
-from draftyard_trainer.hidden_states.source import OfflineSource, OnlineSource
+from draftyard_trainer.hidden_states.source import OfflineSource, OnlineSource, StoredShard
 from draftyard_trainer.hidden_states.testing import PREPARED, prepare_documents, tiny_document
 from draftyard_trainer.reporting import Reporter
 from draftyard_trainer.storage.local import LocalStore
@@ -69,13 +76,13 @@ class World:
         return OnlineSource(target, self.dataset)
 
 
-def generate_all(store: LocalStore, target: Target) -> str:
+def generate_all(store: LocalStore, target: Target, codec: Codec = "none") -> str:
     """Run the stage for both shards. Returns the key."""
     keys = set()
     for shard in range(SHARDS):
         task = GenerateTask(
             run="tiny", uid="u", workspace=store.uri, target=target, prepared=PREPARED, aux_layers=LAYERS,
-            codec="none", num_shards=SHARDS, shard=shard,
+            codec=codec, num_shards=SHARDS, shard=shard,
         )  # fmt: skip
         states = generate_in(store, task, Reporter(Stage.GENERATE), PART_BYTES).hidden_states
         assert states is not None
@@ -115,6 +122,100 @@ def test_online_and_offline_give_the_same_samples(world: World) -> None:
     for one, other in zip(online.samples(ids), offline.samples(ids), strict=True):
         assert_equal(one, other)
         assert one.aux.dtype == torch.bfloat16
+
+
+def stored(world: World, codec: Codec) -> World:
+    """The same documents under another codec."""
+    return replace(world, key=generate_all(world.store, world.target, codec))
+
+
+def test_a_lossless_codec_gives_the_same_samples(world: World) -> None:
+    ids = range(len(LENGTHS))
+    for one, other in zip(world.open().samples(ids), stored(world, "lossless").open().samples(ids), strict=True):
+        assert_equal(one, other)
+
+
+@pytest.mark.parametrize(("codec", "error"), [("balanced", 0.015), ("compact", 0.05)])
+def test_rounded_states_are_near(world: World, codec: Codec, error: float) -> None:
+    ids = range(len(LENGTHS))
+    rounded = stored(world, codec)
+    for one, other in zip(world.open().samples(ids), rounded.open().samples(ids), strict=True):
+        assert torch.equal(one.tok, other.tok)
+        assert torch.equal(one.lse, other.lse)
+        assert (one.aux.dtype, one.last.dtype) == (other.aux.dtype, other.last.dtype)
+        for name, limit in (("aux", error), ("last", 0.015)):
+            true, kept = getattr(one, name).double(), getattr(other, name).double()
+            assert 0 < float((true - kept).norm() / true.norm()) < limit
+    report = rounded.manifest(0).fidelity
+    assert report is not None
+    assert report.rows > 0
+    assert max(report.relative_errors) < error
+    assert world.manifest(0).fidelity is None
+
+
+def test_shards_share_their_calibration_and_keep_a_copy(world: World) -> None:
+    rounded = stored(world, "balanced")
+    common = rounded.store.read(f"{rounded.folder}/{CALIBRATION_FILE}")
+    for number in range(SHARDS):
+        assert rounded.store.read(f"{rounded.shard(number).folder}/{CALIBRATION_FILE}") == common
+        assert rounded.manifest(number).calibration_sha256 == hashlib.sha256(common).hexdigest()
+    rounded.store.delete(f"{rounded.folder}/{CALIBRATION_FILE}")
+    assert len(rounded.open().samples([0, 1])) == 2
+
+
+@pytest.mark.parametrize("has_common", [True, False])
+def test_lost_calibration_is_found_and_mended(world: World, has_common: bool) -> None:
+    rounded = stored(world, "balanced")
+    expected = rounded.open().samples(range(len(LENGTHS)))
+    before = [part.file for part in rounded.manifest(0).parts]
+    name = f"{rounded.shard(0).folder}/{CALIBRATION_FILE}"
+    rounded.store.publish(name, rounded.store.read(name)[:-8])
+    if not has_common:
+        rounded.store.delete(f"{rounded.folder}/{CALIBRATION_FILE}")
+    with pytest.raises(Failure, match=r"calibration\.safetensors is missing, or not what the manifest names") as caught:
+        rounded.open()
+    assert caught.value.code is ExitCode.STALE_INPUT
+    generate_all(rounded.store, rounded.target, "balanced")
+    for one, other in zip(expected, rounded.open().samples(range(len(LENGTHS))), strict=True):
+        assert_equal(one, other)
+    # measured again they are the same here, and so no part was made again
+    assert [part.file for part in rounded.manifest(0).parts] == before
+
+
+def test_parts_of_another_calibration_are_made_again(world: World) -> None:
+    rounded = stored(world, "balanced")
+    before = {part.file for part in rounded.manifest(0).parts}
+    name = f"{rounded.shard(0).folder}/{CALIBRATION_FILE}"
+    channels = calibration.parse(rounded.store.read(name))
+    rounded.store.publish(name, calibration.serialise(Channels(channels.aux * 2, channels.last)))
+    with pytest.raises(Failure, match="not what the manifest names"):
+        rounded.open()
+    rounded.store.publish(name, calibration.serialise(Channels(channels.aux * 2, channels.last)))
+    generate_all(rounded.store, rounded.target, "balanced")
+    assert not before & {part.file for part in rounded.manifest(0).parts}
+    assert len(rounded.open().samples([0, 1])) == 2
+
+
+def test_records_are_read_ahead_within_bounds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows fit: the third is asked for when the first has been taken; a row that is too large comes alone."""
+    source = world.open()
+    asked: list[int] = []
+
+    class Watched(ThreadPoolExecutor):
+        def submit(self, function: Any, stored_shard: StoredShard, row: np.void, *rest: bool) -> Any:
+            asked.append(int(row["doc_id"]))
+            return super().submit(function, stored_shard, row, *rest)
+
+    sizes = {int(row["doc_id"]): int(row["bytes"]) for shard in source.shards for row in shard.index}
+    monkeypatch.setattr("draftyard_trainer.hidden_states.source.ThreadPoolExecutor", Watched)
+    monkeypatch.setattr("draftyard_trainer.hidden_states.source.PREFETCH_BYTES", sizes[2] + 1)
+    stream = source.stream([(0,), (2,), (4,), (7, 6, 9), (1,)])
+    seen = []
+    for wanted in ([0, 2], [0, 2, 4], [0, 2, 4, 7, 6, 9], [0, 2, 4, 7, 6, 9], [0, 2, 4, 7, 6, 9, 1]):
+        seen.append([sample.document.doc_id for sample in next(stream)])
+        assert asked == wanted
+    assert seen == [[0], [2], [4], [7, 6, 9], [1]]
+    assert next(stream, None) is None
 
 
 def test_online_and_offline_have_the_same_head(world: World) -> None:

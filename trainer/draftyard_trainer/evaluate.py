@@ -51,7 +51,7 @@ def evaluate(task: EvaluateTask, reporter: Reporter) -> StageResult:
     Raises Failure: STALE_INPUT without a whole export or prepared data, BAD_DATA without a usable held-out prompt,
     GATE_MISSED below the gate (the export and its report stay, unpublished), INTERRUPTED when a stop was asked for.
     """
-    store = open_store(task.workspace)
+    store = open_store(task.workspace, task.workspace_s3)
     exported = open_export(store, task.run, task.fingerprint)
     # The gate is no part of the report: it is applied to it, so a finished measurement is judged without the target.
     report = read_evaluation(store, task, exported)

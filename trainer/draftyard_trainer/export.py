@@ -212,7 +212,7 @@ def open_export(store: Store, run: str, fingerprint: str) -> ExportedDraft:
         # The size first: it costs nothing, and a hash of a large draft takes seconds.
         if store.size(f"{name}/{file}") != expected.bytes or FileRecord.of(store.fetch(f"{name}/{file}")) != expected:
             raise stale(name, f"{file} is not what its manifest says")
-    folder = store.fetch(f"{name}/{CONFIG_FILE}").parent
+    folder = store.fetch_folder(name, tuple(manifest.files))
     return ExportedDraft(manifest, hashlib.sha256(content).hexdigest(), folder)
 
 

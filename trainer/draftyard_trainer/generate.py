@@ -9,8 +9,8 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,13 +22,16 @@ from draftyard_api.progress import StageResult, StoredStates
 from draftyard_api.reasons import Reason
 from draftyard_api.task import GenerateTask
 from draftyard_trainer import process
-from draftyard_trainer.data.document import Document
+from draftyard_trainer.capturing import capture_part
 from draftyard_trainer.data.prepared import PreparedDataset
-from draftyard_trainer.hidden_states.codec import Layout, require_codec
+from draftyard_trainer.hidden_states import calibration, fidelity
+from draftyard_trainer.hidden_states.calibration import CALIBRATION_FILE, calibrate
+from draftyard_trainer.hidden_states.codec import Layout
+from draftyard_trainer.hidden_states.fidelity import Fidelity
 from draftyard_trainer.hidden_states.key import PROBE_FILE, TARGET_FILE, USERS, StatesKey, require_key
+from draftyard_trainer.hidden_states.part_writer import PartWriter
 from draftyard_trainer.hidden_states.probe import probe_capture
 from draftyard_trainer.hidden_states.record import estimated_bytes
-from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.hidden_states.shard import (
     PART_BYTES,
     Part,
@@ -47,9 +50,6 @@ from draftyard_trainer.target.capture import DTYPES, CapturedTarget, compute_dty
 from draftyard_trainer.target.head import TargetHead
 from draftyard_trainer.target.location import TargetFiles, locate
 
-GPU_GROUP_TOKENS = 32768
-CPU_GROUP_TOKENS = 2048
-"""Tokens captured between two looks at signals: a few seconds. A GPU sorts these many by length for its batches."""
 MAX_SKIPPED_SHARE = 0.001
 """Documents with values that are not finite; one is always allowed."""
 
@@ -75,16 +75,17 @@ class Work:
     def layout(self) -> Layout:
         """What the records look like."""
         width = int(self.files.config["hidden_size"])
-        return Layout(len(self.task.aux_layers), width, DTYPES[self.task.target.dtype])
+        return Layout(len(self.task.aux_layers), width, DTYPES[self.task.target.dtype], self.task.codec)
 
 
 def generate(task: GenerateTask, reporter: Reporter) -> StageResult:
     """Store one shard, unless it is there.
 
-    Raises Failure: UNSUPPORTED for a codec or a target that cannot be used, BAD_DATA when a whole batch is not finite,
-    BAD_SHARD for too many such documents, STALE_INPUT for another cache in the way, NO_SPACE, INTERRUPTED.
+    Raises Failure: UNSUPPORTED for a target that cannot be used or does not bear the codec, BAD_DATA when a whole batch
+    is not finite, BAD_SHARD for too many such documents, STALE_INPUT for another cache in the way, NO_SPACE,
+    INTERRUPTED.
     """
-    return generate_in(open_store(task.workspace), task, reporter)
+    return generate_in(open_store(task.workspace, task.workspace_s3), task, reporter)
 
 
 def generate_in(store: Store, task: GenerateTask, reporter: Reporter, part_bytes: int = PART_BYTES) -> StageResult:
@@ -102,7 +103,6 @@ def generate_in(store: Store, task: GenerateTask, reporter: Reporter, part_bytes
 
 def plan_work(store: Store, task: GenerateTask) -> Work:
     """Open what the task names. Raises Failure."""
-    require_codec(task.codec)
     number = shard_number(task)
     dataset = PreparedDataset.open(store, task.prepared)
     files = locate(task.target)
@@ -126,6 +126,7 @@ def states_key(task: GenerateTask, files: TargetFiles, dataset: PreparedDataset)
     nothing = torch.empty(0)
     head = TargetHead(nothing, nothing, nothing, files.config)
     quantisation = files.raw_config.get("quantization_config") or {}
+    is_rounded = task.codec in fidelity.BOUNDS
     return StatesKey(
         target=files.identity,
         dtype=task.target.dtype,
@@ -138,6 +139,7 @@ def states_key(task: GenerateTask, files: TargetFiles, dataset: PreparedDataset)
         tokens_sha256=manifest.tokens_sha256,
         aux_layers=task.aux_layers,
         codec=task.codec,
+        calibration=calibration.choose(dataset) if is_rounded else (),
         compute_dtype=str(compute_dtype(default_device(), task.target.dtype)).removeprefix("torch."),
     )
 
@@ -171,60 +173,57 @@ def probe_once(work: Work, target: CapturedTarget) -> None:
 def make_shard(work: Work, target: CapturedTarget, reporter: Reporter, part_bytes: int) -> ShardManifest:
     """Make the parts that are not committed yet, then index and manifest; or take what another attempt completed."""
     started = time.monotonic()
+    names = (f"{work.shard.folder}/{CALIBRATION_FILE}", f"{work.folder}/{CALIBRATION_FILE}")
+    documents = [calibration.document_of(work.dataset, doc_id) for doc_id in work.key.calibration]
+    calibrated = calibrate(work.store, names, target, work.layout, documents)
     doc_ids = documents_of(len(work.dataset), work.number, work.task.num_shards)
     sizes = np.array([estimated_bytes(work.dataset.document(doc_id), work.layout) for doc_id in doc_ids.tolist()])
     cut = cut_parts(doc_ids, work.dataset.lengths[doc_ids], sizes, part_bytes)
-    parts = [work.shard.committed(number, ids) for number, ids in enumerate(cut)]
-    found = sum(place.tokens for part in parts if part for place in part.records)
+    tally = Tally(work, len(doc_ids))
+    parts = {
+        number: part
+        for number, ids in enumerate(cut)
+        if (part := work.shard.committed(number, ids, calibrated.calibration_sha256))
+    }
+    for part in parts.values():
+        tally.add(part.skipped, part.fidelity)
+    found = sum(place.tokens for part in parts.values() for place in part.records)
     reporter.begin("capturing", "tokens", total=int(work.dataset.lengths[doc_ids].sum()), done=found)
-    for number, ids in enumerate(cut):
-        if parts[number] is None:
+    with PartWriter(work.shard, calibrated.codec, parts) as writer:
+        for number, ids in enumerate(cut):
+            if number in parts:
+                continue
             beaten_by = work.shard.manifest()
             if beaten_by is not None and beaten_by.key == work.key.sha256():
                 return beaten_by
+            # one part on its way to the disk, one that is captured meanwhile
             require_space(work.store, 2 * sum(sizes[np.isin(doc_ids, ids)].tolist()))
-            parts[number] = work.shard.commit(number, captured(work, target, ids, reporter))
-        refuse_many_skipped(parts[: number + 1], len(doc_ids), work.shard.folder)
-    made = [part for part in parts if part is not None]
+            captured = capture_part(work.dataset, target, calibrated, ids, reporter)
+            tally.add(captured.skipped, captured.fidelity)
+            writer.put(number, captured)
+        writer.wait()
+    made = [parts[number] for number in range(len(cut))]
     manifest = summarise(work, made, Effort(target.device, time.monotonic() - started, found))
     work.shard.complete(manifest, made)
     return manifest
 
 
-def captured(work: Work, target: CapturedTarget, ids: Sequence[int], reporter: Reporter) -> Iterator[Sample | Skipped]:
-    """The samples of some documents, in their order, captured in groups; documents that are not finite are named."""
-    for group in groups([work.dataset.document(doc_id) for doc_id in ids], target.device):
-        samples = [judged(sample, work.task.aux_layers) for sample in target.capture(group)]
-        if len(samples) > 1 and all(isinstance(sample, Skipped) for sample in samples):
-            message = (
-                f"target.dtype: given {work.task.target.dtype}; all states of {len(group)} documents in a row are not "
-                "finite; accepted: the dtype that the target was made for, as in its config.json"
-            )
-            raise Failure(ExitCode.BAD_DATA, Reason.DATA_REJECTED, message)
-        yield from samples
-        reporter.advance(sum(document.num_tokens for document in group))
+@dataclass
+class Tally:
+    """What is judged over all parts of a shard, before the next one is published."""
 
+    work: Work
+    documents: int
+    skipped: list[Skipped] = field(default_factory=list)
+    fidelity: Fidelity = field(default_factory=Fidelity)
 
-def groups(documents: Sequence[Document], device: torch.device) -> Iterator[list[Document]]:
-    """Consecutive documents whose tokens are captured together; a longer one goes alone."""
-    budget = GPU_GROUP_TOKENS if device.type == "cuda" else CPU_GROUP_TOKENS
-    group: list[Document] = []
-    for document in documents:
-        if group and sum(each.num_tokens for each in group) + document.num_tokens > budget:
-            yield group
-            group = []
-        group.append(document)
-    if group:
-        yield group
-
-
-def judged(sample: Sample, aux_layers: Sequence[int]) -> Sample | Skipped:
-    """The sample, or, when a value in it is not finite, its name and the first state that has one."""
-    layers = zip(map(str, aux_layers), sample.aux.tensor_split(len(aux_layers), dim=-1), strict=True)
-    for name, values in (*layers, ("last", sample.last), ("lse", sample.lse)):
-        if not bool(torch.isfinite(values).all()):
-            return Skipped(doc_id=sample.document.doc_id, reason="NotFinite", layer=name)
-    return sample
+    def add(self, skipped: Sequence[Skipped], measured: Fidelity | None) -> None:
+        """Count a part. Raises Failure: BAD_SHARD for too many skipped documents, UNSUPPORTED for too much error."""
+        self.skipped += skipped
+        refuse_many_skipped(self.skipped, self.documents, self.work.shard.folder)
+        if measured is not None:
+            self.fidelity += measured
+            fidelity.require(self.fidelity, self.work.task.codec)
 
 
 def require_space(store: Store, wanted: int) -> None:
@@ -235,9 +234,8 @@ def require_space(store: Store, wanted: int) -> None:
         raise Failure(ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, message)
 
 
-def refuse_many_skipped(parts: Sequence[Part | None], documents: int, where: str) -> None:
+def refuse_many_skipped(skipped: Sequence[Skipped], documents: int, where: str) -> None:
     """Raises Failure(BAD_SHARD) when more documents are not finite than chance explains."""
-    skipped = [each for part in parts if part for each in part.skipped]
     allowed = max(1, int(MAX_SKIPPED_SHARE * documents))
     if len(skipped) > allowed:
         message = (
@@ -279,6 +277,8 @@ def summarise(work: Work, parts: Sequence[Part], effort: Effort) -> ShardManifes
         ),
         skipped=tuple(skipped for part in parts for skipped in part.skipped),
         index_sha256=hashlib.sha256(index_bytes(parts)).hexdigest(),
+        calibration_sha256=parts[0].calibration_sha256 if parts else None,
+        fidelity=fidelity.total(part.fidelity for part in parts) if work.layout.is_rounded else None,
         product=__version__,
         device=torch.cuda.get_device_name(effort.device) if effort.device.type == "cuda" else "cpu",
         seconds=round(effort.seconds, 3),
@@ -300,7 +300,9 @@ def result(work: Work, manifest: ShardManifest) -> StageResult:
             shards=work.task.num_shards,
             documents=manifest.documents,
             tokens=manifest.tokens,
+            label_rows=manifest.label_rows,
             bytes=manifest.bytes,
+            argmax_agreement=f"{manifest.fidelity.agreement:.4f}" if manifest.fidelity else None,
         ),
     )
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,13 +36,8 @@ class StepReport:
     update: Update
     sums: MetricSums
     tokens: int
-
-
-def build_reader(device: torch.device) -> ThreadPoolExecutor:
-    """One thread on the process's own device: which one is current is a matter of each thread."""
-    if device.type == "cuda":
-        return ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,))
-    return ThreadPoolExecutor(1)
+    waited: float
+    """Seconds in which this process waited for hidden states."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +51,6 @@ class Trainer:
     teacher: Teacher
     world: World
     config: Train
-    reader: ThreadPoolExecutor = field(init=False, repr=False)
-    """The one thread that asks the source: a loaded target cannot capture for two at once."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "reader", build_reader(self.world.device))
 
     def step(self, step: Step, read: Iterator[list[Sample]] | None = None) -> StepReport:
         """Gradients of this process's rows, summed over all processes, then one update.
@@ -76,7 +65,12 @@ class Trainer:
             keeps_out_of_vocab=self.config.out_of_vocab == "keep",
         )
         sums = MetricSums.zeros(self.config.ttt_steps)
-        for samples in self.fetch(share) if read is None else islice(read, len(share)):
+        waited = 0.0
+        arriving = self.source.stream(share) if read is None else read
+        for _ in share:
+            started = time.perf_counter()
+            samples = next(arriving)
+            waited += time.perf_counter() - started
             row = build_row(samples, self.config.ttt_steps, self.config.loss_mask_alignment).to(self.world.device)
             loss = ttt_loss(self.draft, unroll(self.draft, row), row, self.teacher, config)
             loss.total.backward()
@@ -85,7 +79,7 @@ class Trainer:
         self.world.sum_gradients(self.optimizer.gradients())
         update = self.optimizer.step(step.index)
         tokens = int(self.dataset.lengths[[doc_id for row in step.rows for doc_id in row]].sum())
-        return StepReport(update, sums.from_flat(self.world.sum(sums.flat())), tokens)
+        return StepReport(update, sums.from_flat(self.world.sum(sums.flat())), tokens, waited)
 
     def share(self, step: Step) -> tuple[tuple[int, ...], ...]:
         """Rows of a step that are up to this process."""
@@ -93,7 +87,7 @@ class Trainer:
 
     def read_ahead(self, steps: Sequence[Step]) -> Generator[list[Sample], None, None]:
         """Samples of this process's rows of all `steps`: with a row per step, only reading across steps is ahead."""
-        return self.fetch([row for step in steps for row in self.share(step)])
+        return self.source.stream([row for step in steps for row in self.share(step)])
 
     def count_supervised(self, step: Step) -> torch.Tensor:
         """`[T]`: supervised pairs of the whole optimizer step."""
@@ -104,20 +98,6 @@ class Trainer:
                 counts += gate_counts(document, self.config.ttt_steps, self.config.loss_mask_alignment)
         return counts
 
-    def fetch(self, rows: Sequence[tuple[int, ...]]) -> Generator[list[Sample], None, None]:
-        """Samples of each row; the next row is read while this one is computed, and no more than that."""
-        if not rows:
-            return
-        ahead = self.reader.submit(self.source.samples, rows[0])
-        try:
-            for following in (*rows[1:], None):
-                samples = ahead.result()
-                if following is not None:
-                    ahead = self.reader.submit(self.source.samples, following)
-                yield samples
-        finally:
-            ahead.cancel()
-
     @torch.no_grad()
     def score(self, step: int, draft_tokens: int, row_tokens: int) -> Score:
         """Simulated acceptance on held-out documents; it leaves the weights and the mode as they were."""
@@ -125,7 +105,7 @@ class Trainer:
         plan = RowPlan(doc_ids, self.dataset.lengths[doc_ids], row_tokens, seed=0)
         sums = MetricSums.zeros(self.config.ttt_steps)
         unit = LossConfig(torch.ones(self.config.ttt_steps, dtype=torch.float64))
-        for samples in self.fetch(plan.rows(epoch=0)[self.world.rank :: self.world.size]):
+        for samples in self.source.stream(plan.rows(epoch=0)[self.world.rank :: self.world.size]):
             row = build_row(samples, self.config.ttt_steps, self.config.loss_mask_alignment).to(self.world.device)
             sums = sums + ttt_loss(self.draft, unroll(self.draft, row), row, self.teacher, unit).sums.to("cpu")
         total = sums.from_flat(self.world.sum(sums.flat()))

@@ -58,7 +58,7 @@ def prepare(task: PrepareTask, reporter: Reporter) -> StageResult:
     version cannot use, EXISTS for another export in the way, BAD_DATA for conversations that nothing can be learned
     from, INTERRUPTED when a stop was asked for. Nothing half-written is ever visible.
     """
-    store = open_store(task.workspace)
+    store = open_store(task.workspace, task.workspace_s3)
     # from cheap to dear: what is wrong with the task is said before anything is downloaded or hashed
     source = data_file(task.data.source)
     # a CPU pod: tokenizer and config are a few MB, the weights may be hundreds of GB

@@ -51,11 +51,14 @@ class LocalRun:
         return self.workspace / "runs" / self.identity.name / label
 
 
-def run(file: Path, workspace: Path, claims: Mapping[str, Path]) -> int:
-    """Run a DraftTraining through all its stages. Returns the exit code of the stage that ended it."""
+def run(file: Path, workspace: Path, claims: Mapping[str, Path], bucket: str | None = None) -> int:
+    """Run a DraftTraining through all its stages. Returns the exit code of the stage that ended it.
+
+    With `bucket`, an `s3://` prefix, stages write there, and `workspace` holds only tasks, results and logs.
+    """
     console = Console(stderr=True)
     try:
-        local = open_run(file, workspace, claims, console)
+        local = open_run(file, workspace, claims, console, bucket)
     except document.SpecErrors as error:
         for line in error.errors:
             print(line, file=sys.stderr)
@@ -103,12 +106,18 @@ def failure_of(error: OSError, workspace: Path) -> Failure:
     return Failure(ExitCode.DENIED, Reason.STORAGE_ACCESS_DENIED, f"workspace: {error}; make {workspace} writable")
 
 
-def open_run(file: Path, workspace: Path, claims: Mapping[str, Path], console: Console) -> LocalRun:
+def open_run(
+    file: Path, workspace: Path, claims: Mapping[str, Path], console: Console, bucket: str | None = None
+) -> LocalRun:
     """Read and check the file. Raises SpecErrors with everything that is wrong, before anything starts."""
     training = document.load(file)
     folder = workspace.resolve()
     base = file.resolve().parent
-    place = Place(workspace=f"file://{folder}", resolve=lambda uri: storage_uri.resolve(uri, base, claims))
+    place = Place(
+        workspace=bucket or f"file://{folder}",
+        resolve=lambda uri: storage_uri.resolve(uri, base, claims),
+        workspace_s3=training.spec.workspace.s3 if bucket else None,
+    )
     require_reachable(training.spec, place)
     identity = RunIdentity(name=training.metadata.name, uid=f"local-{training.metadata.name}")
     return LocalRun(identity, training.spec, place, folder, console)
@@ -262,11 +271,11 @@ def read_result(folder: Path, stage: Stage, exit_code: int) -> StageResult:
 def conclude(local: LocalRun) -> None:
     """The table, the serve commands, and the one line on stdout that scripts read."""
     console, spec = local.console, local.spec
-    draft = local.workspace / names.export_path(local.identity.name)
+    draft = f"{local.place.workspace.removeprefix('file://')}/{names.export_path(local.identity.name)}"
     draft_tokens = spec.evaluate.draft_tokens if spec.evaluate else 3
     console.print(display.stage_table(local.results))
     target = storage_uri.parse(local.place.resolve(spec.target.model))
-    for line in display.serve_lines(target.path or str(target), str(draft), draft_tokens):
+    for line in display.serve_lines(target.path or str(target), draft, draft_tokens):
         console.print(line, highlight=False, soft_wrap=True)
     last = local.results[-1]
     acceptance = last.acceptance or (last.trained.acceptance if last.trained else None)

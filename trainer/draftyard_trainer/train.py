@@ -80,7 +80,7 @@ def train(task: TrainTask, reporter: Reporter) -> StageResult:
     Raises Failure: STALE_INPUT for inputs that are gone or broken, EXISTS for another run's checkpoints, DIVERGED,
     NOT_CONFORMANT, FENCED, NO_SPACE, INTERRUPTED after a saved checkpoint.
     """
-    store = open_store(task.workspace)
+    store = open_store(task.workspace, task.workspace_s3)
     finished = exporting.find_finished(store, task)
     if finished is not None:
         return finished
@@ -314,6 +314,7 @@ def journal_line(state: CheckpointManifest, report: StepReport, seconds: float, 
         "skipped": report.update.skipped,
         "tokens": report.tokens,
         "seconds": round(seconds, 4),
+        "dataSeconds": round(report.waited, 4),
         "tauSim": round(sums.tau_sim(draft_tokens), 6),
         "tauMarginal": round(sums.tau_marginal(draft_tokens), 6),
         "accuracy": rounded(sums.accuracy()),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from draftyard_api import storage_uri
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import MANIFEST, PUBLISHED, export_path
 from draftyard_api.progress import DatasetCounts
 from draftyard_api.reasons import Reason
-from draftyard_api.spec import DataSource
+from draftyard_api.spec import DataSource, S3Source
 from draftyard_api.storage_uri import local_path
 from draftyard_api.task import PrepareTask
 from draftyard_trainer.data.files import require_file
@@ -24,7 +25,7 @@ FIRST_LAYER = 2
 def data_file(source: DataSource) -> Path:
     """The file of conversations. Raises Failure: UNSUPPORTED for another kind of source, NOT_FOUND without the file."""
     # a claim is a folder by now: whoever wrote the task knows where it is mounted
-    path = local_path(source.file.uri) if source.file else None
+    path = fetch_objects(source.s3) if source.s3 else local_path(source.file.uri) if source.file else None
     if path is None:
         given = next(name for name in ("preset", "s3", "file") if getattr(source, name) is not None)
         raise Failure(
@@ -35,6 +36,21 @@ def data_file(source: DataSource) -> Path:
         )
     require_file(path)
     return path
+
+
+def fetch_objects(source: S3Source) -> Path:
+    """Local copies of an object, or of all objects below a prefix. Raises Failure."""
+    # boto3 takes half a second to load, which other sources should not cost
+    from draftyard_trainer.storage.bucket import Bucket  # noqa: PLC0415
+    from draftyard_trainer.storage.s3 import download_folder  # noqa: PLC0415
+
+    location = storage_uri.parse(source.uri)
+    bucket = Bucket.of(location.authority, source, "data")
+    try:
+        return download_folder(bucket, location.path, lambda _name: True).folder
+    except FileNotFoundError as error:
+        message = f"data.source.s3.uri: given {source.uri}; there is no object below it; check bucket and prefix"
+        raise Failure(ExitCode.NOT_FOUND, Reason.DATA_NOT_FOUND, message) from error
 
 
 def resolve_aux_layers(given: tuple[int, ...] | None, num_layers: int, model: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
-from draftyard_api.schema import Model
+from draftyard_api.schema import Codec, Model
 from draftyard_trainer.hidden_states.codec import CODEC_VERSION
 from draftyard_trainer.hidden_states.record import VERSION
 from draftyard_trainer.storage.store import Store
@@ -48,7 +48,7 @@ class StatesKey(Model):
     """Captured layers: indices into `hidden_states`."""
     last: str = "post-norm"
     """Which final state."""
-    codec: str
+    codec: Codec
     """How states are stored."""
     codec_version: int = CODEC_VERSION
     """Of the codec."""

@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from draftyard_api.names import hidden_states_path, shard_path
 from draftyard_api.task import StoredStatesRef, TrainTask
 from draftyard_trainer.data.prepared import PreparedDataset
-from draftyard_trainer.hidden_states.codec import Layout
+from draftyard_trainer.hidden_states import calibration
+from draftyard_trainer.hidden_states.calibration import CALIBRATION_FILE
+from draftyard_trainer.hidden_states.codec import Layout, StateCodec
 from draftyard_trainer.hidden_states.key import TARGET_FILE, StatesKey, read_key, stale
 from draftyard_trainer.hidden_states.shard import INDEX, INDEX_DTYPE, Shard, ShardManifest, documents_of, is_intact
 from draftyard_trainer.hidden_states.source import OfflineSource, OnlineSource, Source, StoredShard
@@ -26,16 +28,20 @@ from draftyard_trainer.target.capture import DTYPES, CapturedTarget
 from draftyard_trainer.target.head import TargetHead
 from draftyard_trainer.target.location import locate
 
+CPU = torch.device("cpu")
+
 
 def open_source(store: Store, task: TrainTask, dataset: PreparedDataset, device: torch.device) -> Source:
     """Stored states where the task names some, else the target itself, loaded on `device`."""
     if task.hidden_states is not None:
-        return open_stored(store, task.hidden_states, dataset)
+        return open_stored(store, task.hidden_states, dataset, device)
     target = CapturedTarget.load(locate(task.target), task.target.dtype, task.aux_layers, device)
     return OnlineSource(target, dataset)
 
 
-def open_stored(store: Store, ref: StoredStatesRef, dataset: PreparedDataset) -> OfflineSource:
+def open_stored(
+    store: Store, ref: StoredStatesRef, dataset: PreparedDataset, device: torch.device = CPU
+) -> OfflineSource:
     """Verify stored states and read their index. Raises Failure(STALE_INPUT) naming what is gone or broken."""
     folder = hidden_states_path(ref.key, ref.num_shards)
     key = read_key(store, folder)
@@ -43,18 +49,19 @@ def open_stored(store: Store, ref: StoredStatesRef, dataset: PreparedDataset) ->
         raise stale(folder, "key.json is missing, or not of the content that the folder is named by")
     if key.tokens_sha256 != dataset.manifest.tokens_sha256:
         raise stale(folder, f"tokensSha256: given {dataset.manifest.tokens_sha256}; the cache has {key.tokens_sha256}")
+    head = load_head(store, f"{folder}/{TARGET_FILE}")
+    layout = layout_of(key, head)
     shards = tuple(
-        open_shard(Shard(store, shard_path(ref.key, ref.num_shards, number)), number, key, ref, len(dataset))
+        open_shard(Shard(store, shard_path(ref.key, ref.num_shards, number)), number, key, ref, len(dataset), layout)
         for number in ref.shards
     )
     require_no_document_twice(folder, shards)
-    head = load_head(store, f"{folder}/{TARGET_FILE}")
-    return OfflineSource(head, key.target, layout_of(key, head), shards)
+    return OfflineSource(head, key.target, shards, device)
 
 
 def layout_of(key: StatesKey, head: TargetHead) -> Layout:
     """What the records of a cache look like."""
-    return Layout(len(key.aux_layers), head.lm_head.shape[1], DTYPES[key.dtype])
+    return Layout(len(key.aux_layers), head.lm_head.shape[1], DTYPES[key.dtype], key.codec)
 
 
 def load_head(store: Store, name: str) -> TargetHead:
@@ -68,7 +75,9 @@ def load_head(store: Store, name: str) -> TargetHead:
         raise stale(name, f"it is broken ({error})") from error
 
 
-def open_shard(shard: Shard, number: int, key: StatesKey, ref: StoredStatesRef, num_documents: int) -> StoredShard:
+def open_shard(
+    shard: Shard, number: int, key: StatesKey, ref: StoredStatesRef, num_documents: int, layout: Layout
+) -> StoredShard:
     """A complete shard, verified. Raises Failure(STALE_INPUT)."""
     manifest = shard.manifest()
     if manifest is None:
@@ -79,7 +88,24 @@ def open_shard(shard: Shard, number: int, key: StatesKey, ref: StoredStatesRef, 
     if problem is not None:
         shard.distrust(problem.part)
         raise stale(shard.folder, problem.what)
-    return StoredShard(shard, tuple(part.file for part in manifest.parts), index)
+    return StoredShard(shard, tuple(part.file for part in manifest.parts), shard_codec(shard, manifest, layout), index)
+
+
+def shard_codec(shard: Shard, manifest: ShardManifest, layout: Layout) -> StateCodec:
+    """How the states of one shard are stored. Raises Failure(STALE_INPUT) for sizes of channels that are not whole."""
+    if not layout.is_rounded:
+        return StateCodec.of(layout, None)
+    try:
+        content = shard.store.read(f"{shard.folder}/{CALIBRATION_FILE}")
+        channels = calibration.parse(content)
+        is_ours = hashlib.sha256(content).hexdigest() == manifest.calibration_sha256
+        fits = channels.aux.shape == (layout.num_aux, layout.width)
+    except (FileNotFoundError, ValueError):
+        is_ours = fits = False
+    if not (is_ours and fits):
+        shard.distrust(calibration=True)
+        raise stale(shard.folder, f"{CALIBRATION_FILE} is missing, or not what the manifest names")
+    return StateCodec.of(layout, channels)
 
 
 def read_index(shard: Shard) -> npt.NDArray[np.void]:

@@ -1,7 +1,8 @@
 """One document's states as bytes, self-contained and checked: any flipped bit is found.
 
-header 64 B  magic, version, dtype, doc id, n, label rows, spans, crc32c of everything else, bytes of both blobs, zeros
-payload      x u32[n] | spans (u32 start, u32 length)[s] | tok i32[r] | lse f32[r] | aux blob | last blob
+header 64 B  magic, version, dtype and codec, doc id, n, label rows, spans, crc32c of all else, blobs' bytes, zeros
+payload      x u32[n] | spans (u32 start, u32 length)[s] | tok i32[r] | lse f32[r] | aux scales f32[n, A] |
+             last scales f32[r] | aux blob | last blob                       scales: of codecs that round
 """
 
 from __future__ import annotations
@@ -14,10 +15,17 @@ import numpy as np
 import torch
 
 from draftyard_trainer.data.document import Document
-from draftyard_trainer.hidden_states.codec import DTYPES, Layout, decode_values, encode_values
-from draftyard_trainer.hidden_states.sample import Sample
+from draftyard_trainer.hidden_states.codec import (
+    CODECS,
+    DTYPES,
+    Layout,
+    PackedSample,
+    StateCodec,
+    compress,
+    decompress,
+)
 
-# n tokens, s spans, r label rows
+# n tokens, s spans, r label rows, A captured layers
 
 MAGIC, VERSION = b"DYR1", 1
 HEADER = struct.Struct("<4sHHQIIIIQQ16x")
@@ -34,7 +42,8 @@ class CorruptRecordError(ValueError):
 class Header:
     """The fixed part of a record."""
 
-    dtype: int
+    form: int
+    """Place in DTYPES, and 256 times the place in CODECS."""
     doc_id: int
     num_tokens: int
     label_rows: int
@@ -46,36 +55,43 @@ class Header:
     def pack(self) -> bytes:
         """The 64 bytes."""
         return HEADER.pack(
-            MAGIC, VERSION, self.dtype, self.doc_id, self.num_tokens, self.label_rows, self.spans, self.crc,
+            MAGIC, VERSION, self.form, self.doc_id, self.num_tokens, self.label_rows, self.spans, self.crc,
             self.aux_bytes, self.last_bytes,
         )  # fmt: skip
 
     @property
-    def record_bytes(self) -> int:
-        """The whole record, without what aligns the next one."""
+    def least_bytes(self) -> int:
+        """The record without its scales, and without what aligns the next one."""
         payload = 4 * self.num_tokens + 8 * self.spans + 8 * self.label_rows + self.aux_bytes + self.last_bytes
         return HEADER.size + payload
 
 
-def encode(sample: Sample) -> bytes:
-    """A record, without padding. Raises ValueError for a dtype that no record names."""
-    document = sample.document
-    aux, last = encode_values(sample.aux), encode_values(sample.last)
+def form_of(layout: Layout) -> int:
+    """How a header names what the states look like."""
+    return DTYPES.index(layout.dtype) + 256 * CODECS.index(layout.codec)
+
+
+def encode(packed: PackedSample, codec: StateCodec) -> bytes:
+    """A record, without padding. The sample is in host memory."""
+    document = packed.document
+    aux, last = compress(packed.aux), compress(packed.last)
     payload = b"".join(
         (
             document.tokens.astype("<u4").tobytes(),
             document.spans.astype("<u4").tobytes(),
-            sample.tok.cpu().numpy().astype("<i4").tobytes(),
-            sample.lse.cpu().numpy().astype("<f4").tobytes(),
+            packed.tok.numpy().astype("<i4").tobytes(),
+            packed.lse.numpy().astype("<f4").tobytes(),
+            packed.aux.scales.numpy().astype("<f4").tobytes(),
+            packed.last.scales.numpy().astype("<f4").tobytes(),
             aux,
             last,
         )
     )
     header = Header(
-        dtype=DTYPES.index(sample.aux.dtype),
+        form=form_of(codec.layout),
         doc_id=document.doc_id,
         num_tokens=document.num_tokens,
-        label_rows=len(sample.tok),
+        label_rows=len(packed.tok),
         spans=len(document.spans),
         crc=0,
         aux_bytes=len(aux),
@@ -93,7 +109,7 @@ def aligned(size: int) -> int:
 def estimated_bytes(document: Document, layout: Layout) -> int:
     """Size of a document's record before it exists; with codec `none` it is exact."""
     rows, spans = len(document.label_rows()), len(document.spans)
-    values = layout.encoded_bytes(document.num_tokens, rows)
+    values = layout.planned_bytes(document.num_tokens, rows)
     return aligned(HEADER.size + 4 * document.num_tokens + 8 * spans + 8 * rows + values)
 
 
@@ -105,8 +121,8 @@ def read_header(record: bytes) -> Header:
     if magic != MAGIC or version != VERSION:
         raise CorruptRecordError(f"magic {magic!r} and version {version}; accepted: {MAGIC!r} and {VERSION}")
     header = Header(*numbers)
-    if len(record) != header.record_bytes:
-        raise CorruptRecordError(f"{len(record)} bytes; the header says {header.record_bytes}")
+    if len(record) < header.least_bytes:
+        raise CorruptRecordError(f"{len(record)} bytes; the header says at least {header.least_bytes}")
     zeroed = record[: CRC.start] + bytes(4) + record[CRC.stop : HEADER.size]
     crc = google_crc32c.extend(google_crc32c.value(zeroed), record[HEADER.size :])
     if crc != header.crc:
@@ -114,32 +130,34 @@ def read_header(record: bytes) -> Header:
     return header
 
 
-def decode(record: bytes, layout: Layout) -> Sample:
-    """The sample in a record. Raises CorruptRecordError for bytes that `encode` did not write for this cache."""
+def decode(record: bytes, codec: StateCodec, pinned: bool = False) -> PackedSample:
+    """The sample in a record, in host memory. Raises CorruptRecordError for what was not written for this cache."""
     header = read_header(record)
-    given = (header.dtype, header.aux_bytes, header.last_bytes)
-    expected = (
-        DTYPES.index(layout.dtype),
-        layout.encoded_bytes(header.num_tokens, 0),
-        layout.encoded_bytes(0, header.label_rows),
-    )
+    rows, tokens = header.label_rows, header.num_tokens
+    scales = (tokens * codec.aux.num_scales, rows * codec.last.num_scales)
+    given = (header.form, len(record))
+    expected = (form_of(codec.layout), header.least_bytes + 4 * sum(scales))
     if given != expected:
-        raise CorruptRecordError(f"dtype and bytes of the states are {given}; expected {expected}")
+        raise CorruptRecordError(f"form and bytes are {given}; expected {expected}")
     rest = memoryview(record)[HEADER.size :]
 
-    def take(size: int) -> memoryview:
+    def take(count: int, kind: str) -> np.ndarray[tuple[int], np.dtype[np.generic]]:
         nonlocal rest
-        taken, rest = rest[:size], rest[size:]
-        return taken
+        values = np.frombuffer(rest, dtype=kind, count=count)
+        rest = rest[values.nbytes :]
+        return values
 
-    tokens = np.frombuffer(take(4 * header.num_tokens), dtype="<u4").astype(np.int64)
-    spans = np.frombuffer(take(8 * header.spans), dtype="<u4").astype(np.int64).reshape(-1, 2)
-    tok = np.frombuffer(take(4 * header.label_rows), dtype="<i4").astype(np.int32)
-    lse = np.frombuffer(take(4 * header.label_rows), dtype="<f4").astype(np.float32)
-    return Sample(
-        document=Document(header.doc_id, tokens, spans),
-        aux=decode_values(take(header.aux_bytes), layout.num_aux * layout.width, layout.dtype),
-        last=decode_values(take(header.last_bytes), layout.width, layout.dtype),
-        tok=torch.from_numpy(tok),
-        lse=torch.from_numpy(lse),
-    )
+    x, spans = take(tokens, "<u4").astype(np.int64), take(2 * header.spans, "<u4").astype(np.int64)
+    tok, lse = take(rows, "<i4").astype(np.int32), take(rows, "<f4").astype(np.float32)
+    aux_scales, last_scales = (torch.from_numpy(take(count, "<f4").astype(np.float32)) for count in scales)
+    aux, last = rest[: header.aux_bytes], rest[header.aux_bytes :]
+    try:
+        return PackedSample(
+            document=Document(header.doc_id, x, spans.reshape(-1, 2)),
+            aux=decompress(aux, codec.aux, aux_scales.view(tokens, codec.aux.num_scales), pinned),
+            last=decompress(last, codec.last, last_scales.view(rows, codec.last.num_scales), pinned),
+            tok=torch.from_numpy(tok),
+            lse=torch.from_numpy(lse),
+        )
+    except ValueError as error:
+        raise CorruptRecordError(str(error)) from error

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from draftyard_trainer.data.document import Ids
 from draftyard_trainer.data.prepared import PreparedDataset
-from draftyard_trainer.hidden_states.codec import Layout
+from draftyard_trainer.hidden_states.codec import PackedSample, StateCodec
 from draftyard_trainer.hidden_states.key import stale
 from draftyard_trainer.hidden_states.record import CorruptRecordError, decode
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.hidden_states.shard import Shard
 from draftyard_trainer.target.capture import CapturedTarget
 from draftyard_trainer.target.head import TargetHead
+
+PREFETCH_BYTES = 2 * 2**30
+"""Records that are read ahead of their use, at most: memory is what bounds it, not a number of rows."""
+READERS = {"file": 4, "s3": 64}
+"""Threads that read records: a disk is kept busy by a few, a bucket answers slowly but to many at once."""
 
 
 class Source(Protocol):
@@ -41,6 +49,10 @@ class Source(Protocol):
         """Samples in the order of the ids."""
         ...
 
+    def stream(self, rows: Sequence[Sequence[int]]) -> Generator[list[Sample], None, None]:
+        """Samples of row after row; later rows are read while earlier ones are used."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class OnlineSource:
@@ -48,6 +60,11 @@ class OnlineSource:
 
     target: CapturedTarget
     dataset: PreparedDataset
+    _thread: ThreadPoolExecutor = field(init=False, repr=False)
+    """The one thread that captures: a loaded target cannot do so for two at once."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_thread", build_thread(self.target.device))
 
     @property
     def head(self) -> TargetHead:
@@ -67,13 +84,42 @@ class OnlineSource:
         """Capture the documents."""
         return self.target.capture([self.dataset.document(doc_id) for doc_id in doc_ids])
 
+    def stream(self, rows: Sequence[Sequence[int]]) -> Generator[list[Sample], None, None]:
+        """The next row is captured while this one is used, and no more than that."""
+        return one_ahead(self._thread, self.samples, rows)
+
+
+def one_ahead(
+    thread: ThreadPoolExecutor, samples: Callable[[Sequence[int]], list[Sample]], rows: Sequence[Sequence[int]]
+) -> Generator[list[Sample], None, None]:
+    """Samples of row after row, the next one made on `thread` while this one is used."""
+    if not rows:
+        return
+    ahead = thread.submit(samples, rows[0])
+    try:
+        for following in (*rows[1:], None):
+            made = ahead.result()
+            if following is not None:
+                ahead = thread.submit(samples, following)
+            yield made
+    finally:
+        ahead.cancel()
+
+
+def build_thread(device: torch.device) -> ThreadPoolExecutor:
+    """One thread on the process's own device: which one is current is a matter of each thread."""
+    if device.type == "cuda":
+        return ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,))
+    return ThreadPoolExecutor(1)
+
 
 @dataclass(frozen=True, eq=False)
 class StoredShard:
-    """A verified shard: where it is, its data files by part number, its index."""
+    """A verified shard: where it is, its data files by part number, how its states are stored, its index."""
 
     shard: Shard
     files: tuple[str, ...]
+    codec: StateCodec
     index: npt.NDArray[Any]
     """`INDEX_DTYPE`, one entry per record."""
 
@@ -84,8 +130,9 @@ class OfflineSource:
 
     head: TargetHead
     target_identity: str
-    layout: Layout
     shards: tuple[StoredShard, ...]
+    device: torch.device
+    """Where states are unpacked: they travel there as they are stored."""
     _doc_ids: Ids = field(init=False, repr=False)
     """Ids of all stored documents, ascending."""
     _where: Ids = field(init=False, repr=False)
@@ -109,27 +156,65 @@ class OfflineSource:
 
     def samples(self, doc_ids: Sequence[int]) -> list[Sample]:
         """Read the documents. Raises Failure(STALE_INPUT) for a broken record, KeyError for one that is not stored."""
-        return [self._read(doc_id) for doc_id in doc_ids]
+        (samples,) = self.stream([doc_ids])
+        return samples
 
-    def _read(self, doc_id: int) -> Sample:
-        """One record; a broken one is read a second time, then its part is taken back, so that generate remakes it."""
+    def stream(self, rows: Sequence[Sequence[int]]) -> Generator[list[Sample], None, None]:
+        """Records are read, checked and decompressed by threads, up to `PREFETCH_BYTES` ahead; unpacked when used."""
+        scheme = self.shards[0].shard.store.uri.partition(":")[0] if self.shards else "file"
+        threads = ThreadPoolExecutor(READERS[scheme], thread_name_prefix="read")
+        ahead: deque[list[Reading]] = deque()
+        size = 0
+        try:
+            for row in (*rows, None):
+                # what is read next must wait until there is room; a row larger than the bound is read alone
+                while ahead and (row is None or size >= PREFETCH_BYTES):
+                    readings = ahead.popleft()
+                    yield [reading.sample(self.device) for reading in readings]
+                    size -= sum(reading.num_bytes for reading in readings)
+                if row is not None:
+                    ahead.append([self._begin(doc_id, threads) for doc_id in row])
+                    size += sum(reading.num_bytes for reading in ahead[-1])
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+    def _begin(self, doc_id: int, threads: ThreadPoolExecutor) -> Reading:
+        """Start to read a record. Raises KeyError for one that is not stored."""
         place = int(np.searchsorted(self._doc_ids, doc_id))
         if place == len(self._doc_ids) or self._doc_ids[place] != doc_id:
             raise KeyError(doc_id)
         number, entry = self._where[place].tolist()
         stored = self.shards[number]
         row = stored.index[entry]
-        name = f"{stored.shard.folder}/{stored.files[row['part']]}"
-        problem = ""
-        for _ in range(2):
-            try:
-                record = stored.shard.store.read_range(name, int(row["offset"]), int(row["bytes"]))
-                sample = decode(record, self.layout)
-            except (CorruptRecordError, FileNotFoundError) as error:
-                problem = str(error)
-                continue
-            if sample.document.doc_id == doc_id:
-                return sample
-            problem = f"it is the record of document {sample.document.doc_id}"
-        stored.shard.distrust(int(row["part"]))
-        raise stale(name, f"document {doc_id} at byte {row['offset']} is broken ({problem})")
+        return Reading(stored.codec, int(row["bytes"]), threads.submit(read, stored, row, self.device.type == "cuda"))
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A record on its way."""
+
+    codec: StateCodec
+    num_bytes: int
+    packed: Future[PackedSample]
+
+    def sample(self, device: torch.device) -> Sample:
+        """Wait for it, and unpack it on `device`."""
+        return self.codec.unpack(self.packed.result().to(device))
+
+
+def read(stored: StoredShard, row: np.void, pinned: bool) -> PackedSample:
+    """One record; a broken one is read a second time, then its part is taken back, so that generate remakes it."""
+    name, doc_id = f"{stored.shard.folder}/{stored.files[row['part']]}", int(row["doc_id"])
+    problem = ""
+    for _ in range(2):
+        try:
+            record = stored.shard.store.read_range(name, int(row["offset"]), int(row["bytes"]))
+            packed = decode(record, stored.codec, pinned)
+        except (CorruptRecordError, FileNotFoundError) as error:
+            problem = str(error)
+            continue
+        if packed.document.doc_id == doc_id:
+            return packed
+        problem = f"it is the record of document {packed.document.doc_id}"
+    stored.shard.distrust(int(row["part"]))
+    raise stale(name, f"document {doc_id} at byte {row['offset']} is broken ({problem})")

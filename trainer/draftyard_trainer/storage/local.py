@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -121,6 +121,12 @@ class LocalStore:
         if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, "no such object", str(path))
         return path
+
+    def fetch_folder(self, name: str, files: Sequence[str]) -> Path:
+        """The folder itself."""
+        for file in files:
+            self.fetch(f"{name}/{file}")
+        return self._path(name)
 
     def delete(self, name: str) -> None:
         """Remove a file."""

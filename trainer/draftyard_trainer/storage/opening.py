@@ -7,14 +7,20 @@ from pathlib import Path
 from draftyard_api import storage_uri
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
+from draftyard_api.schema import S3Access
 from draftyard_trainer.storage.local import LocalStore
 from draftyard_trainer.storage.store import Store
 
 
-def open_store(uri: str) -> Store:
-    """The workspace at `uri`. Raises Failure(UNSUPPORTED) for a kind that this version cannot write to."""
+def open_store(uri: str, access: S3Access | None = None) -> Store:
+    """The workspace at `uri`. Raises Failure(UNSUPPORTED) for a kind that nothing can be written to."""
     location = storage_uri.parse(uri)
     if location.scheme == "file":
         return LocalStore(Path(location.path))
-    message = f"workspace: given {uri}; accepted: a folder (workspace.pvc, or draftyard run) in this version"
+    if location.scheme == "s3":
+        # boto3 takes half a second to load, which a workspace in a folder should not cost
+        from draftyard_trainer.storage.s3 import S3Store  # noqa: PLC0415
+
+        return S3Store.open(location.authority, location.path, access)
+    message = f"workspace: given {uri}; accepted: a folder (workspace.pvc, or draftyard run), or s3://bucket/prefix"
     raise Failure(ExitCode.UNSUPPORTED, Reason.TARGET_UNSUPPORTED, message)

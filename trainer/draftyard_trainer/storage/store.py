@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -46,6 +47,10 @@ class Store(Protocol):
 
     def fetch(self, name: str) -> Path:
         """A local file with the object's bytes, to map or to load from; not to be written. Raises FileNotFoundError."""
+        ...
+
+    def fetch_folder(self, name: str, files: Sequence[str]) -> Path:
+        """A local folder with some files of a folder; not to be written. Raises FileNotFoundError."""
         ...
 
     def delete(self, name: str) -> None:

@@ -7,8 +7,9 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 from huggingface_hub import errors
@@ -18,6 +19,10 @@ from draftyard_api import storage_uri
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import Target
+from draftyard_api.storage_uri import StorageUri
+
+if TYPE_CHECKING:
+    from draftyard_trainer.storage.s3 import Downloaded
 
 CONFIG = "config.json"
 TEXT_PATTERNS = ("*.json", "*.txt", "*.jinja", "*.model")
@@ -70,9 +75,12 @@ def locate(target: Target, weights: bool = True, hub: Hub | None = None) -> Targ
     elif location.scheme == "file":
         path = require_folder(target, Path(location.path))
         identity = content_sha256(path)
+    elif location.scheme == "s3":
+        found = fetch_objects(target, location, weights)
+        path, identity = found.folder, found.sha256
     else:
         message = (
-            f"target.model: given {target.model}; accepted in this version: org/name (the hub), or a folder on a claim"
+            f"target.model: given {target.model}; accepted: org/name (the hub), a folder on a claim, s3://bucket/prefix"
         )
         raise Failure(ExitCode.UNSUPPORTED, Reason.TARGET_UNSUPPORTED, message)
     raw_config = read_config(target, path)
@@ -125,11 +133,31 @@ def text_config(target: Target, path: Path, raw_config: dict[str, Any]) -> dict[
 # -- The hub --------------------------------------------------------------------------------
 
 
+def fetch_objects(target: Target, location: StorageUri, weights: bool) -> Downloaded:
+    """Copy a model out of a bucket, or find the copy. Raises Failure."""
+    # boto3 takes half a second to load, which other locations should not cost
+    from draftyard_trainer.storage.bucket import Bucket  # noqa: PLC0415
+    from draftyard_trainer.storage.s3 import download_folder  # noqa: PLC0415
+
+    patterns = wanted_patterns(target, weights)
+    bucket = Bucket.of(location.authority, target.s3, "target")
+    try:
+        return download_folder(
+            bucket, location.path, lambda name: any(fnmatch(name.rpartition("/")[2], pattern) for pattern in patterns)
+        )
+    except FileNotFoundError as error:
+        raise not_found(target, "there is no object below it") from error
+
+
+def wanted_patterns(target: Target, weights: bool) -> tuple[str, ...]:
+    """Names of the files that are needed; code only where it may run."""
+    code = CODE_PATTERNS if target.trust_remote_code else ()
+    return (*TEXT_PATTERNS, *(WEIGHT_PATTERNS if weights else ()), *code)
+
+
 def fetch_snapshot(target: Target, repository: str, weights: bool, hub: Hub) -> Path:
     """Download a snapshot, or find it in the cache; its folder's name is the commit. Raises Failure."""
-    patterns = (*TEXT_PATTERNS, *(WEIGHT_PATTERNS if weights else ()))
-    if target.trust_remote_code:
-        patterns += CODE_PATTERNS
+    patterns = wanted_patterns(target, weights)
     for wait in (*hub.waits_seconds, None):
         try:
             return Path(hub.download(repository, revision=target.revision, allow_patterns=list(patterns)))
