@@ -9,10 +9,11 @@ export HF_HUB_OFFLINE ?= 1
 DEMO   := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv fixtures demo check test test-gpu verify crds serve-check bench bench-gpu clean
+.PHONY: help venv fixtures cluster-programs demo check test test-kubernetes-1.34 test-gpu verify crds serve-check bench \
+  bench-gpu clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,8 +37,15 @@ check: venv ## lint, types, borders
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-test: check verify fixtures ## everything, from nothing
+cluster-programs: venv ## etcd, kube-apiserver, kube-controller-manager, kubectl, out of Go modules (4 minutes, needs Go)
+	$(BIN)/python tests/cluster/programs.py
+
+test: check verify fixtures cluster-programs ## everything, from nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+test-kubernetes-1.34: venv ## the tests of a real API server, on the oldest version that can be built
+	$(BIN)/python tests/cluster/programs.py 1.34.4
+	DRAFTYARD_KUBERNETES=1.34.4 $(BIN)/python -m pytest tests/cluster
 
 crds: venv ## write crds/ from the models
 	$(BIN)/python -m draftyard_api.crd > crds/draftyard.dev_drafttrainings.yaml

@@ -1,7 +1,7 @@
 """From a preset to rows: downloaded once, mapped into memory, one at a time.
 
-`DRAFTYARD_DATASETS` names a folder with a mirror of the hub, `<folder>/<organisation>/<name>/`; `HF_HUB_OFFLINE=1` takes
-what an earlier download left.
+`DRAFTYARD_DATASETS` names a folder with a mirror of the hub, `<folder>/<organisation>/<name>/`; `HF_HUB_OFFLINE=1`
+takes what an earlier download left.
 """
 
 from __future__ import annotations

@@ -1,0 +1,41 @@
+"""DraftTrainings on an API server: their definition, and where they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from api_server import ApiServer
+
+from draftyard_api.names import API_VERSION, GROUP, PLURAL
+
+Json = Any
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFINITION = ROOT / "crds" / "draftyard.dev_drafttrainings.yaml"
+DEFINITIONS = "apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+NAME = f"{PLURAL}.{GROUP}"
+WAIT_SECONDS = 60
+
+
+def path(namespace: str, name: str = "", part: str = "") -> str:
+    """Where the DraftTrainings of a namespace are, or one of them, or a part of it such as `status`."""
+    return "/".join(filter(None, ("apis", API_VERSION, "namespaces", namespace, PLURAL, name, part)))
+
+
+def eventually(holds: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
+    """What a call returns once it returns something. Raises AssertionError when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"not so after {seconds} s"
+        time.sleep(0.1)
+    return found
+
+
+def install(server: ApiServer) -> None:
+    """Install the definition, and wait until it is served."""
+    server.post(DEFINITIONS, yaml.safe_load(DEFINITION.read_text())).made()
+    eventually(lambda: server.get(path("default")).is_ok)
