@@ -9,8 +9,8 @@ export HF_HUB_OFFLINE ?= 1
 DEMO   := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv fixtures cluster-programs demo check test test-kubernetes-1.34 test-gpu verify crds serve-check bench \
-  bench-gpu clean
+.PHONY: help venv fixtures cluster-programs s3-server demo check test test-kubernetes-1.34 test-gpu verify crds serve-check bench \
+  bench-data bench-gpu clean
 
 help: ## this list
 	@grep -E '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
@@ -40,7 +40,7 @@ check: venv ## lint, types, borders
 cluster-programs: venv ## etcd, kube-apiserver, kube-controller-manager, kubectl, out of Go modules (4 minutes, needs Go)
 	$(BIN)/python tests/cluster/programs.py
 
-test: check verify fixtures cluster-programs ## everything, from nothing
+test: check verify fixtures cluster-programs s3-server ## everything, from nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 test-kubernetes-1.34: venv ## the tests of a real API server, on the oldest version that can be built
@@ -62,6 +62,9 @@ test-gpu: venv ## what only a GPU can show: bf16 there equals fp32 on a CPU
 
 bench: fixtures ## the training step beside two other trainers, and the capture beside a bare forward (about an hour)
 	$(MAKE) -C bench bench
+
+bench-data: fixtures s3-server ## what stored hidden states take, cost and keep (about 20 minutes)
+	OMP_NUM_THREADS=2 PYTHONPATH=tests/s3 $(BIN)/python bench/data.py --out build/bench/data.json
 
 bench-gpu: venv ## the training step on a GPU beside the bare products of that step
 	$(MAKE) -C bench gpu

@@ -23,7 +23,8 @@ from rich.progress import track
 import inputs
 from draftyard_api.spec import Target
 from draftyard_trainer.data.document import Document
-from draftyard_trainer.hidden_states.shard import Shard
+from draftyard_trainer.hidden_states.codec import Layout, StateCodec
+from draftyard_trainer.hidden_states.shard import CapturedPart, Shard
 from draftyard_trainer.storage.local import LocalStore
 from draftyard_trainer.target.capture import CapturedTarget, length_batches
 from draftyard_trainer.target.head import TargetHead, TokLse
@@ -84,7 +85,9 @@ def copies(target: CapturedTarget, given: Sequence[Document]) -> None:
 def stored(target: CapturedTarget, given: Sequence[Document]) -> None:
     """Captured, labelled, and written with codec none."""
     with tempfile.TemporaryDirectory(dir="build") as folder:
-        Shard(LocalStore(Path(folder)), "shard").commit(0, iter(target.capture(given)))
+        codec = StateCodec.of(Layout(len(AUX_LAYERS), target.head.lm_head.shape[1], target.dtype), None)
+        samples = map(codec.pack, target.capture(given))
+        Shard(LocalStore(Path(folder)), "shard").commit(0, CapturedPart(samples), codec)
 
 
 def measure(target: CapturedTarget, given: Sequence[Document]) -> dict[str, float]:

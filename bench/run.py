@@ -51,7 +51,7 @@ def visit(trainer: str, case: Case, file: Path, steps: int) -> Result:
     python = PYTHONS.get(trainer, Path(sys.executable))
     command = [python, "-W", "ignore", HERE / "worker.py", trainer, file, case.name, "--steps", str(steps),
                "--threads", str(THREADS)]  # fmt: skip
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode == -9:
         return {"failed": "out of memory"}
     if done.returncode:

@@ -18,6 +18,7 @@ EXTRAS = {
     "generate": "trainer",
     "train": "trainer",
     "evaluate": "trainer",
+    "presets": "trainer",
     "inspect": "trainer",
     "verify": "trainer",
 }

@@ -59,6 +59,8 @@ S3_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOK
 S3_HOLDERS = {"workspace": "", "target": "TARGET_", "data": "DATA_"}
 """Before these names, since each location may have a Secret of its own; without one the plain names count."""
 
+ENV_CACHE = "DRAFTYARD_CACHE"
+"""Folder and size of the node's cache of hidden states that lie in a bucket, such as `/nvme/draftyard:200GiB`."""
 ENV_DATASETS = "DRAFTYARD_DATASETS"
 """Folder with a mirror of the hub's data sets, for presets without a way out."""
 

@@ -13,7 +13,7 @@ from faults import Proxy
 from test_s3_store import PulledPlugError, dying
 
 from draftyard_api.exit_codes import ExitCode, Failure
-from draftyard_api.names import MANIFEST, Stage, shard_path
+from draftyard_api.names import ENV_CACHE, MANIFEST, Stage, shard_path
 from draftyard_api.schema import S3Access
 from draftyard_api.spec import Target
 from draftyard_api.task import GenerateTask, StoredStatesRef
@@ -155,6 +155,26 @@ def test_generate_may_die_at_any_request(bucket: Bucket, store: S3Store, target:
             assert torch.equal(one.aux, other.aux)
         survived += 1
     assert survived > 8
+
+
+def test_a_node_with_a_cache_reads_once(
+    shaky: S3Store, store: S3Store, proxy: Proxy, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a record that rots in the cache comes from the bucket again."""
+    monkeypatch.setenv(ENV_CACHE, f"{tmp_path}/cache:1MiB")
+    dataset = prepare_documents(store, [tiny_document(number, length) for number, length in enumerate(LENGTHS)])
+    source = open_stored(shaky, make_shard(store, target), dataset)
+    ids = range(len(LENGTHS))
+    first = source.samples(ids)
+    before = len(proxy.seen)
+    again = source.samples(ids)
+    assert len(proxy.seen) == before
+    (tmp_path / "cache" / min(path.name for path in (tmp_path / "cache").iterdir())).write_bytes(b"rotten")
+    mended = source.samples(ids)
+    assert len(proxy.seen) == before + 1
+    for one, other, third in zip(first, again, mended, strict=True):
+        assert torch.equal(one.aux, other.aux)
+        assert torch.equal(one.aux, third.aux)
 
 
 def test_reading_goes_on_through_faults(shaky: S3Store, store: S3Store, proxy: Proxy, target: Path) -> None:

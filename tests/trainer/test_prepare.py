@@ -350,24 +350,17 @@ def test_progress_counts_rows(make: MakeTask) -> None:
     ("fields", "code", "reason", "words_of_it"),
     [
         pytest.param(
-            {"data": {"source": {"preset": {"name": "sharegpt"}}}},
-            ExitCode.UNSUPPORTED,
-            Reason.TASK_REJECTED,
-            ["data.source", "given preset", "data.source.file"],
-            id="a preset",
-        ),
-        pytest.param(
-            {"data": {"source": {"s3": {"uri": "s3://bucket/chat"}}}},
-            ExitCode.UNSUPPORTED,
-            Reason.TASK_REJECTED,
-            ["data.source", "given s3", "data.source.file"],
-            id="a bucket",
+            {"data": {"source": {"preset": {"name": "shargpt"}}}},
+            ExitCode.NOT_FOUND,
+            Reason.DATA_NOT_FOUND,
+            ["data.source.preset.name", 'given "shargpt"', "accepted: sharegpt, ultrachat"],
+            id="an unknown preset",
         ),
         pytest.param(
             {"data": {"source": {"file": {"uri": "pvc://claim/x.json"}}}},
             ExitCode.UNSUPPORTED,
             Reason.TASK_REJECTED,
-            ["data.source", "given file", "that the pod can open"],
+            ["data.source.file.uri", "given pvc://claim/x.json", "that the pod can open"],
             id="a claim that is not mounted",
         ),
         pytest.param(

@@ -14,6 +14,7 @@ import yaml
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import ENV_DATASETS
 from draftyard_api.spec import DataSource, Preset
+from draftyard_trainer import commands
 from draftyard_trainer.data.conversation import Conversation, SkipReason, read_row
 from draftyard_trainer.data.files import BadRow
 from draftyard_trainer.data.presets.known import PRESETS
@@ -169,3 +170,15 @@ def test_without_a_mirror_and_without_the_hub(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(Failure, match=r"data\.source\.preset: openai/gsm8k: .*; ") as caught:
         open_rows(source_of("gsm8k")).sha256()
     assert caught.value.code in (ExitCode.NOT_FOUND, ExitCode.UNAVAILABLE)
+
+
+def test_the_docs_list_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    listed = page.split("<!-- presets: begin -->\n")[1].split("<!-- presets: end -->")[0].splitlines()
+    assert listed == [
+        f"| `{preset.name}` | {preset.about} | {', '.join(dict.fromkeys(table.hub_id for table in preset.tables))} | "
+        f"{preset.licence} |"
+        for preset in PRESETS.values()
+    ]
+    assert commands.presets([]) == ExitCode.OK
+    assert len(capsys.readouterr().out.splitlines()) == len(PRESETS)

@@ -202,9 +202,9 @@ def test_records_are_read_ahead_within_bounds(world: World, monkeypatch: pytest.
     asked: list[int] = []
 
     class Watched(ThreadPoolExecutor):
-        def submit(self, function: Any, stored_shard: StoredShard, row: np.void, *rest: bool) -> Any:
+        def submit(self, function: Any, stored_shard: StoredShard, row: np.void) -> Any:
             asked.append(int(row["doc_id"]))
-            return super().submit(function, stored_shard, row, *rest)
+            return super().submit(function, stored_shard, row)
 
     sizes = {int(row["doc_id"]): int(row["bytes"]) for shard in source.shards for row in shard.index}
     monkeypatch.setattr("draftyard_trainer.hidden_states.source.ThreadPoolExecutor", Watched)

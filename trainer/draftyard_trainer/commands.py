@@ -57,6 +57,17 @@ def run(arguments: Sequence[str]) -> int:
     return local.run(options.file, folder, {name: Path(path) for name, path in claims.items()}, bucket)
 
 
+def presets(arguments: Sequence[str]) -> int:
+    """List the data sets that are known by name."""
+    from draftyard_trainer.data.presets.known import PRESETS  # noqa: PLC0415
+
+    argparse.ArgumentParser(prog="draftyard presets", description=presets.__doc__).parse_args(arguments)
+    for preset in PRESETS.values():
+        hub_ids = ", ".join(dict.fromkeys(table.hub_id for table in preset.tables))
+        print(f"{preset.name:<16} {preset.about}; {hub_ids}; licence: {preset.licence}")
+    return ExitCode.OK
+
+
 def workspace_argument(parser: argparse.ArgumentParser) -> None:
     """The workspace, as every verb that looks into one takes it."""
     parser.add_argument(

@@ -23,6 +23,7 @@ from draftyard_trainer.hidden_states.codec import Layout, StateCodec
 from draftyard_trainer.hidden_states.key import TARGET_FILE, StatesKey, read_key, stale
 from draftyard_trainer.hidden_states.shard import INDEX, INDEX_DTYPE, Shard, ShardManifest, documents_of, is_intact
 from draftyard_trainer.hidden_states.source import OfflineSource, OnlineSource, Source, StoredShard
+from draftyard_trainer.storage.cache import RecordCache
 from draftyard_trainer.storage.store import Store
 from draftyard_trainer.target.capture import DTYPES, CapturedTarget
 from draftyard_trainer.target.head import TargetHead
@@ -56,7 +57,9 @@ def open_stored(
         for number in ref.shards
     )
     require_no_document_twice(folder, shards)
-    return OfflineSource(head, key.target, shards, device)
+    # a disk needs no copy of itself
+    cache = RecordCache.from_environment() if store.uri.startswith("s3://") else None
+    return OfflineSource(head, key.target, shards, device, cache)
 
 
 def layout_of(key: StatesKey, head: TargetHead) -> Layout:

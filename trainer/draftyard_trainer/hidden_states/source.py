@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from draftyard_trainer.hidden_states.key import stale
 from draftyard_trainer.hidden_states.record import CorruptRecordError, decode
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.hidden_states.shard import Shard
+from draftyard_trainer.storage.cache import RecordCache
 from draftyard_trainer.target.capture import CapturedTarget
 from draftyard_trainer.target.head import TargetHead
 
@@ -133,6 +135,8 @@ class OfflineSource:
     shards: tuple[StoredShard, ...]
     device: torch.device
     """Where states are unpacked: they travel there as they are stored."""
+    cache: RecordCache | None = None
+    """On the node's disk, where there is one and they lie in a bucket."""
     _doc_ids: Ids = field(init=False, repr=False)
     """Ids of all stored documents, ascending."""
     _where: Ids = field(init=False, repr=False)
@@ -186,7 +190,10 @@ class OfflineSource:
         number, entry = self._where[place].tolist()
         stored = self.shards[number]
         row = stored.index[entry]
-        return Reading(stored.codec, int(row["bytes"]), threads.submit(read, stored, row, self.device.type == "cuda"))
+        return Reading(stored.codec, int(row["bytes"]), threads.submit(self._read, stored, row))
+
+    def _read(self, stored: StoredShard, row: np.void) -> PackedSample:
+        return read(stored, row, self.cache, pinned=self.device.type == "cuda")
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,16 +209,19 @@ class Reading:
         return self.codec.unpack(self.packed.result().to(device))
 
 
-def read(stored: StoredShard, row: np.void, pinned: bool) -> PackedSample:
+def read(stored: StoredShard, row: np.void, cache: RecordCache | None, pinned: bool) -> PackedSample:
     """One record; a broken one is read a second time, then its part is taken back, so that generate remakes it."""
     name, doc_id = f"{stored.shard.folder}/{stored.files[row['part']]}", int(row["doc_id"])
-    problem = ""
+    store, offset, problem = stored.shard.store, int(row["offset"]), ""
+    origin = partial(store.read_range, name, offset, int(row["bytes"]))
     for _ in range(2):
         try:
-            record = stored.shard.store.read_range(name, int(row["offset"]), int(row["bytes"]))
+            record = origin() if cache is None else cache.read(f"{store.uri}/{name}", offset, origin)
             packed = decode(record, stored.codec, pinned)
         except (CorruptRecordError, FileNotFoundError) as error:
             problem = str(error)
+            if cache is not None:
+                cache.evict(f"{store.uri}/{name}", offset)
             continue
         if packed.document.doc_id == doc_id:
             return packed
