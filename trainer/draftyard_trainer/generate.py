@@ -46,9 +46,11 @@ from draftyard_trainer.hidden_states.shard import (
 from draftyard_trainer.reporting import Reporter
 from draftyard_trainer.storage.opening import open_store
 from draftyard_trainer.storage.store import Store
-from draftyard_trainer.target.capture import DTYPES, CapturedTarget, compute_dtype, default_device
+from draftyard_trainer.target import tensor_parallel
+from draftyard_trainer.target.capture import ALONE, DTYPES, CapturedTarget, compute_dtype, default_device, follow
 from draftyard_trainer.target.head import TargetHead
 from draftyard_trainer.target.location import TargetFiles, locate
+from draftyard_trainer.target.tensor_parallel import Ranks
 
 MAX_SKIPPED_SHARE = 0.001
 """Documents with values that are not finite; one is always allowed."""
@@ -85,16 +87,23 @@ def generate(task: GenerateTask, reporter: Reporter) -> StageResult:
     is not finite, BAD_SHARD for too many such documents, STALE_INPUT for another cache in the way, NO_SPACE,
     INTERRUPTED.
     """
-    return generate_in(open_store(task.workspace, task.workspace_s3), task, reporter)
+    store = open_store(task.workspace, task.workspace_s3)
+    with tensor_parallel.join(task.target.tensor_parallel) as ranks:
+        if not ranks.leads:
+            follow(locate(task.target), task.target.dtype, ranks)
+            return StageResult(stage=task.stage)
+        return generate_in(store, task, reporter, ranks=ranks)
 
 
-def generate_in(store: Store, task: GenerateTask, reporter: Reporter, part_bytes: int = PART_BYTES) -> StageResult:
+def generate_in(
+    store: Store, task: GenerateTask, reporter: Reporter, part_bytes: int = PART_BYTES, ranks: Ranks = ALONE
+) -> StageResult:
     """The same, in a store that is open."""
     work = plan_work(store, task)
     write_common_files(work)
     manifest = work.shard.manifest()
     if manifest is None or manifest.key != work.key.sha256():
-        target = CapturedTarget.load(work.files, task.target.dtype, task.aux_layers)
+        target = CapturedTarget.load(work.files, task.target.dtype, task.aux_layers, ranks=ranks)
         probe_once(work, target)
         manifest = make_shard(work, target, reporter, part_bytes)
     work.shard.tidy(manifest)

@@ -33,7 +33,7 @@ from draftyard_trainer.data.vocabulary import DraftVocabulary, build_vocabulary,
 from draftyard_trainer.reporting import Reporter
 from draftyard_trainer.storage.opening import open_store
 from draftyard_trainer.storage.store import Store
-from draftyard_trainer.target.location import TargetFiles, locate
+from draftyard_trainer.target.location import TargetFiles, locate, require_one_gpu
 
 LOG = logging.getLogger(__name__)
 LOW_COVERAGE = 0.97
@@ -60,6 +60,11 @@ def prepare(task: PrepareTask, reporter: Reporter) -> StageResult:
     store = open_store(task.workspace, task.workspace_s3)
     # from cheap to dear: what is wrong with the task is said before anything is downloaded or hashed
     source = open_rows(task.data.source)
+    # said here, before a GPU is used
+    if task.mode == "Online":
+        require_one_gpu(task.target, "with mode Online")
+    if task.evaluates:
+        require_one_gpu(task.target, "with an evaluate block")
     # a CPU pod: tokenizer and config are a few MB, the weights may be hundreds of GB
     target = locate(task.target, weights=False)
     aux_layers = resolve_aux_layers(task.draft.aux_layers, int(target.config["num_hidden_layers"]), task.target.model)

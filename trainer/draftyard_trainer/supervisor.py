@@ -21,7 +21,7 @@ from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import DEFAULT_TERMINATION_LOG, ENV_TERMINATION_LOG, PROGRESS_FILE, RESULT_FILE, Stage
 from draftyard_api.progress import MAX_TERMINATION_BYTES, StageResult
 from draftyard_api.reasons import Reason
-from draftyard_api.task import TrainTask
+from draftyard_api.task import GenerateTask, TrainTask
 from draftyard_trainer.process import die_with_parent, failed, read_task, state_dir, write_result
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -48,12 +48,19 @@ def supervise(stage: Stage, task_file: Path) -> int:
 
 
 def worker_command(stage: Stage, task_file: Path) -> list[str]:
-    """What to start. Train runs under torchrun, also with one process; PET_* of a PyTorchJob win over these flags."""
+    """What to start. Train runs under torchrun, also with one process; PET_* of a PyTorchJob win over these flags.
+
+    Generate runs under it where the target needs several GPUs.
+    """
     module = [f"draftyard_trainer.{stage}", "--task", str(task_file)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    if stage is Stage.GENERATE:
+        processes = read_task(task_file, GenerateTask).target.tensor_parallel
+        if processes > 1:
+            return [*torchrun, "--standalone", "--nproc-per-node", str(processes), "-m", *module]
     if stage is not Stage.TRAIN:
         return [sys.executable, "-m", *module]
     task = read_task(task_file, TrainTask)
-    torchrun = [sys.executable, "-m", "torch.distributed.run"]
     if "PET_NNODES" not in os.environ:
         torchrun += ["--standalone", "--nproc-per-node", str(task.train.gpus_per_node)]
     return [*torchrun, "-m", *module]

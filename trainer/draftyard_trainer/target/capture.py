@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from draftyard_api.schema import Dtype
@@ -20,6 +21,7 @@ from draftyard_trainer.target.anatomy import Decoder, find_decoder, require_laye
 from draftyard_trainer.target.decoding import decode_greedily
 from draftyard_trainer.target.head import TargetHead
 from draftyard_trainer.target.location import TargetFiles, unsupported
+from draftyard_trainer.target.tensor_parallel import Order, Ranks, whole
 
 # B documents of a batch, T its longest, N tokens of it without padding, r label rows, A captured layers, H width
 
@@ -29,6 +31,7 @@ CUDA_BATCH_TOKENS = 16384
 CPU_BATCH_TOKENS = 1
 """On a CPU every document goes alone: batches are no faster there, and so a document has the same bits wherever it is
 captured."""
+ALONE = Ranks()
 HEAD_CHECK_TOKENS = 8
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference to the model's own logits, as a share of the largest logit."""
@@ -50,15 +53,17 @@ class CapturedTarget:
     """A loaded target. States are rounded to `target.dtype`, whatever it computes in."""
 
     def __init__(
-        self, model: Any, decoder: Decoder, files: TargetFiles, dtype: Dtype, aux_layers: tuple[int, ...]
+        self,
+        model: Any,
+        decoder: Decoder,
+        files: TargetFiles,
+        dtype: Dtype,
+        aux_layers: tuple[int, ...],
+        ranks: Ranks = ALONE,
     ) -> None:
         self.identity = files.identity
-        self.head = TargetHead(
-            lm_head=model.get_output_embeddings().weight.detach(),
-            embed=model.get_input_embeddings().weight.detach(),
-            norm=get_weight(decoder.norm),
-            config=files.config,
-        )
+        self.head = head_of(model, decoder, files)
+        self.ranks = ranks
         self.device: torch.device = self.head.lm_head.device
         self.aux_layers = aux_layers
         self.dtype = DTYPES[dtype]
@@ -69,18 +74,25 @@ class CapturedTarget:
 
     @classmethod
     def load(
-        cls, files: TargetFiles, dtype: Dtype, aux_layers: tuple[int, ...], device: torch.device | None = None
+        cls,
+        files: TargetFiles,
+        dtype: Dtype,
+        aux_layers: tuple[int, ...],
+        device: torch.device | None = None,
+        ranks: Ranks = ALONE,
     ) -> CapturedTarget:
         """Load the weights, find blocks and head, and compare their logits with the model's own.
+
+        With several `ranks`, process 0 calls this, and the others `follow`.
 
         Raises Failure(UNSUPPORTED) for a model that transformers cannot load, that lacks tensors or layers, or whose
         logits are not made from its final norm and its head alone.
         """
         device = device or default_device()
         require_layers(aux_layers, int(files.config["num_hidden_layers"]), files.model)
-        model = load_model(files, compute_dtype(device, dtype)).to(device).eval().requires_grad_(False)
-        decoder = find_decoder(model, int(files.config["num_hidden_layers"]), files.model)
-        target = cls(model, decoder, files, dtype, aux_layers)
+        ranks.order(Order.LOAD)
+        model, decoder = load_decoder(files, dtype, device, ranks)
+        target = cls(model, decoder, files, dtype, aux_layers, ranks)
         target.check_head(files)
         return target
 
@@ -88,6 +100,7 @@ class CapturedTarget:
     def check_head(self, files: TargetFiles) -> None:
         """Raises Failure(UNSUPPORTED) when the head does not give the model's own logits: labels would be wrong."""
         ids_1T = torch.arange(HEAD_CHECK_TOKENS, device=self.device)[None]
+        self.ranks.order(Order.MODEL, ids_1T)
         with self._watching((), self._decoder.norm) as seen:
             own: Tensor = self._model(input_ids=ids_1T, use_cache=False).logits[0].float()
         difference = relative_difference(self.head.logits(seen.last[0]), own)
@@ -129,8 +142,10 @@ class CapturedTarget:
         for row, document in enumerate(documents):
             ids_BT[row, : lengths[row]] = torch.from_numpy(document.tokens)
         blocks = [self._decoder.blocks[layer - 1] for layer in self.aux_layers]
+        ids_BT = ids_BT.to(self.device)
+        self.ranks.order(Order.BACKBONE, ids_BT)
         with self._watching(blocks, self._decoder.norm) as seen:
-            self._decoder.backbone(input_ids=ids_BT.to(self.device), use_cache=False)
+            self._decoder.backbone(input_ids=ids_BT, use_cache=False)
         aux_NAH = self._side_by_side(seen.aux, lengths)
         labels = [document.label_rows() for document in documents]
         rows_r = torch.from_numpy(np.concatenate([row * max(lengths) + own for row, own in enumerate(labels)]))
@@ -164,6 +179,7 @@ class CapturedTarget:
     def hidden_states(self, tokens: Ids) -> tuple[Tensor, ...]:
         """What transformers itself calls `hidden_states` of one document, `[n, H]` each: the reference for captures."""
         ids_1T = torch.from_numpy(tokens)[None].to(self.device)
+        self.ranks.order(Order.BACKBONE, ids_1T)
         output = self._decoder.backbone(input_ids=ids_1T, use_cache=False, output_hidden_states=True)
         return tuple(state_1TH[0] for state_1TH in output.hidden_states)
 
@@ -218,23 +234,68 @@ class Seen:
         return hook
 
 
-def load_model(files: TargetFiles, dtype: torch.dtype) -> Any:
+def follow(files: TargetFiles, dtype: Dtype, ranks: Ranks) -> None:
+    """Hold a part of the target and compute along with process 0, until it stops. Raises as `CapturedTarget.load`."""
+
+    def load() -> tuple[Any, Any]:
+        model, decoder = load_decoder(files, dtype, ranks.device, ranks)
+        head_of(model, decoder, files)
+        return decoder.backbone, model
+
+    ranks.follow(load)
+
+
+def load_decoder(files: TargetFiles, dtype: Dtype, device: torch.device, ranks: Ranks) -> tuple[Any, Decoder]:
+    """The model, frozen, and where its blocks are. Raises Failure(UNSUPPORTED)."""
+    model = load_model(files, compute_dtype(device, dtype), ranks).to(device).eval().requires_grad_(False)
+    return model, find_decoder(model, int(files.config["num_hidden_layers"]), files.model)
+
+
+def head_of(model: Any, decoder: Decoder, files: TargetFiles) -> TargetHead:
+    """The model's head; all processes of a target call this together."""
+    embed = whole(model.get_input_embeddings().weight.detach())
+    output = model.get_output_embeddings().weight
+    is_tied = output is model.get_input_embeddings().weight
+    return TargetHead(
+        lm_head=embed if is_tied else whole(output.detach()),
+        embed=embed,
+        norm=get_weight(decoder.norm),
+        config=files.config,
+    )
+
+
+def load_model(files: TargetFiles, dtype: torch.dtype, ranks: Ranks = ALONE) -> Any:
     """The causal LM in `files`. Attention is what transformers prefers for it: sdpa, or eager where that has gaps.
 
     Raises Failure(UNSUPPORTED); weights that are missing would be random, and are refused.
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            files.path, dtype=dtype, trust_remote_code=files.trust_remote_code, output_loading_info=True
+            files.path,
+            dtype=dtype,
+            trust_remote_code=files.trust_remote_code,
+            output_loading_info=True,
+            **spread(ranks),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         what = str(error).strip().splitlines()[0]
         raise unsupported(files.model, f"transformers cannot load it ({what})") from error
     model, report = loaded
+    if ranks.size > 1 and not any(isinstance(weight, DTensor) for weight in model.parameters()):
+        raise unsupported(files.model, "transformers knows no plan to spread it over several GPUs (tensorParallel)")
     wrong = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
     if wrong:
         raise unsupported(files.model, f"its files lack {len(wrong)} tensors, such as {wrong[0]}")
     return model
+
+
+def spread(ranks: Ranks) -> dict[str, Any]:
+    """What transformers is told to put a part of the model on each process."""
+    if ranks.size == 1:
+        return {}
+    from transformers.distributed import configuration_utils  # noqa: PLC0415  it is new, and few need it
+
+    return {"distributed_config": configuration_utils.DistributedConfig(tp_size=ranks.size, tp_plan="auto")}
 
 
 def relative_difference(values: Tensor, reference: Tensor) -> float:

@@ -64,10 +64,6 @@ def locate(target: Target, weights: bool = True, hub: Hub | None = None) -> Targ
     Raises Failure: NOT_FOUND, DENIED, UNAVAILABLE (the hub), UNSUPPORTED (a location or an architecture that this
     version cannot read).
     """
-    if target.tensor_parallel > 1:
-        # Said here, so that prepare ends with it before a GPU is used.
-        message = f"target.tensorParallel: given {target.tensor_parallel}; accepted in this version: 1"
-        raise Failure(ExitCode.UNSUPPORTED, Reason.TARGET_UNSUPPORTED, message)
     location = storage_uri.parse(target.model)
     if location.scheme == "hf":
         path = fetch_snapshot(target, location.path, weights, hub or Hub())
@@ -92,6 +88,16 @@ def locate(target: Target, weights: bool = True, hub: Hub | None = None) -> Targ
         model=target.model,
         trust_remote_code=target.trust_remote_code,
     )
+
+
+def require_one_gpu(target: Target, what: str) -> None:
+    """Raises Failure(UNSUPPORTED) for a target over several GPUs where only one process runs it."""
+    if target.tensor_parallel > 1:
+        message = (
+            f"target.tensorParallel: given {target.tensor_parallel}; accepted in this version: 1, {what}; more only "
+            "for mode Offline without an evaluate block"
+        )
+        raise Failure(ExitCode.UNSUPPORTED, Reason.TARGET_UNSUPPORTED, message)
 
 
 def require_folder(target: Target, path: Path) -> Path:
