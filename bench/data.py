@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -182,6 +183,7 @@ def waiting(store: Any, spec: DraftTraining, prepared: str, ref: StoredStatesRef
 def waiting_for_bucket(local: LocalStore, spec: DraftTraining, prepared: str, ref: StoredStatesRef) -> float:
     """The same from a bucket of a server on this machine."""
     with tempfile.TemporaryDirectory() as folder, minio.started(Path(folder)) as server:
+        os.environ.update(AWS_ACCESS_KEY_ID=minio.ACCESS_KEY, AWS_SECRET_ACCESS_KEY=minio.SECRET_KEY)
         access = S3Access(endpoint=server.endpoint)
         bucket = Bucket.of("bench", access, "workspace")
         bucket.client.create_bucket(Bucket="bench")
@@ -264,7 +266,8 @@ def first_part_estimate(store: LocalStore, spec: DraftTraining, shape: TargetSha
         "key": cache.key, "shard": 0, "shards": 1, "documents": len(places), "bytes": part["bytes"],
         "tokens": sum(place["tokens"] for place in places), "labelRows": sum(place["labels"] for place in places),
     }  # fmt: skip
-    result = StageResult.model_validate({"stage": "generate", "seconds": 1.0, "hiddenStates": stored})
+    said = json.dumps({"stage": "generate", "seconds": 1.0, "hiddenStates": stored})
+    result = StageResult.model_validate_json(said)
     amount = estimate.counted(counts)
     made = estimate.measured(estimate.estimate(spec.spec, shape, amount), spec.spec, shape, amount, [result])
     return {"estimated": made.bytes.hidden_states, "real": sum(shard.bytes for shard in cache.complete)}

@@ -260,3 +260,15 @@ def test_torn_state_files_are_no_results(tmp_path):
     assert local.read_result(tmp_path, local.Stage.TRAIN, 137).exit_code == ExitCode.ERROR
     assert local.read_result(tmp_path, local.Stage.TRAIN, -9).exit_code == ExitCode.INTERRUPTED
     assert local.read_progress(tmp_path) is None
+
+
+def test_a_run_that_cannot_fit_ends_after_prepare_and_says_what_would(world, capsys, monkeypatch):
+    """What was assumed before is counted now; nothing but tokens has been written."""
+    monkeypatch.setattr("draftyard_api.estimate.SAFE_SHARE", 1e-9)
+    workspace = world / "workspace"
+    assert local.run(write_run(world, hiddenStates={"codec": "none"}), workspace, {}) == ExitCode.NO_SPACE
+    said = capsys.readouterr().err
+    assert "the plan needs" in said
+    assert "take a workspace with" in said
+    assert not (workspace / "hidden-states").exists()
+    assert list((workspace / "prepare").iterdir())

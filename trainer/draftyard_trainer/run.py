@@ -21,11 +21,11 @@ from pathlib import Path
 from pydantic import ValidationError
 from rich.console import Console
 
-from draftyard_api import document, names, plan, storage_uri
+from draftyard_api import document, estimate, names, plan, preview, storage_uri
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import Stage
 from draftyard_api.plan import Place, RunIdentity
-from draftyard_api.progress import Progress, StageResult
+from draftyard_api.progress import Prepared, Progress, StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import DraftTrainingSpec
 from draftyard_api.task import BaseTask, StoredStatesRef
@@ -175,6 +175,7 @@ def run_stages(local: LocalRun) -> None:
     assert prepared is not None
     if prepared.already_trained:
         return
+    require_room(local, prepared)
     states: StoredStatesRef | None = None
     if Stage.GENERATE in plan.stages(spec):
         shards = plan.default_shards(spec, prepared)
@@ -186,6 +187,22 @@ def run_stages(local: LocalRun) -> None:
     execute(local, "train", plan.train_task(identity, spec, place, prepared, states))
     if Stage.EVALUATE in plan.stages(spec):
         execute(local, "evaluate", plan.evaluate_task(identity, spec, place, prepared))
+
+
+def require_room(local: LocalRun, prepared: Prepared) -> None:
+    """Raises Failure(NO_SPACE), with what would fit, before hours are spent: tokens are counted now.
+
+    What an earlier attempt of the same run has written counts as room: it is a part of what is needed.
+    """
+    target = plan.located_target(local.spec, local.place)
+    shape = preview.find_shape(local.spec.model_copy(update={"target": target}), Path("/"))
+    if shape is None or prepared.free_bytes is None:
+        return
+    written = sum(path.stat().st_size for path in local.workspace.rglob("*") if path.is_file())
+    amount = estimate.counted(prepared.counts)
+    too_small = estimate.proposal(local.spec, shape, amount, prepared.free_bytes + written)
+    if too_small:
+        raise Failure(ExitCode.NO_SPACE, Reason.WORKSPACE_TOO_SMALL, f"workspace: {too_small}")
 
 
 def execute(local: LocalRun, label: str, task: BaseTask) -> StageResult:

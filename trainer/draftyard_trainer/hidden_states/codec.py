@@ -170,19 +170,24 @@ class Planes:
         # the sign comes down as ones from the left, of which one is kept
         turned_NX = (bits_NX >> top).bitwise_and_(1).bitwise_or_(bits_NX << 1)
         bytes_NXB = turned_NX.view(torch.uint8).unflatten(-1, (self.num_values, self.dtype.itemsize))
-        plain = bytes_NXB[..., :-1].transpose(1, 2).contiguous().flatten(1)
+        plain = bytes_NXB[..., :-1].flip(-1).transpose(1, 2).contiguous().flatten(1)
         return Packed(bytes_NXB[..., -1].contiguous(), plain, no_scales(plain))
 
     def unpack(self, packed: Packed) -> Tensor:
         """Every bit where it was."""
-        bytes_NXB = packed.dense.new_empty(len(packed.dense), self.num_values, self.dtype.itemsize)
-        bytes_NXB[..., -1] = packed.dense
-        bytes_NXB[..., :-1] = packed.plain.unflatten(-1, (self.dtype.itemsize - 1, self.num_values)).transpose(1, 2)
-        turned_NX = bytes_NXB.flatten(1).view(integer_of(self.dtype))
-        top = 8 * self.dtype.itemsize - 1
-        sign_NX = turned_NX << top
-        rest_NX = turned_NX.bitwise_right_shift_(1).bitwise_and_((1 << top) - 1)
-        return rest_NX.bitwise_or_(sign_NX).view(self.dtype)
+        bits_NX = torch.empty_like(packed.dense, dtype=integer_of(self.dtype))
+        # integers are quick: calls cost more than what leaves the innermost cache
+        rows = max(1, len(bits_NX) if bits_NX.is_cuda else 4 * BLOCK_VALUES // self.num_values)
+        parts = (each.split(rows) for each in (bits_NX, packed.dense, packed.plain))
+        for bits, dense, plain in zip(*parts, strict=True):
+            # most significant first, as if nothing had been turned
+            bits.copy_(dense)
+            for plane in plain.split(self.num_values, dim=-1):
+                bits.bitwise_left_shift_(8).bitwise_or_(plane)
+            top = 8 * self.dtype.itemsize - 1
+            sign = bits << top
+            bits.bitwise_right_shift_(1).bitwise_and_((1 << top) - 1).bitwise_or_(sign)
+        return bits_NX.view(self.dtype)
 
 
 # -- Rounded --------------------------------------------------------------------------------------
