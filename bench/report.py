@@ -159,10 +159,15 @@ def main(folder: Path, page: Path) -> None:
         )
     if (folder / "gpu.json").exists():
         lines += gpu_table(json.loads((folder / "gpu.json").read_text()))
-    lines += ["", "```", *map(str, bars), "```"]
+    finish(page, lines, bars)
+
+
+def finish(page: Path, lines: list[str], bars: list[Bar]) -> None:
+    """Write lines and bars between the markers of a page, and print the bars."""
+    said = [*lines, "", "```", *map(str, bars), "```"]
     text = page.read_text()
     head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    page.write_text("\n".join([head, *lines, tail]))
+    page.write_text("\n".join([head, *said, tail]))
     print("\n".join(map(str, bars)))
 
 

@@ -16,7 +16,15 @@ from safetensors.torch import save_file
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import Target
-from draftyard_trainer.target.location import BLOCK_BYTES, BLOCKS, Hub, block_offsets, content_sha256, locate
+from draftyard_trainer.target.location import (
+    BLOCK_BYTES,
+    BLOCKS,
+    Hub,
+    block_offsets,
+    content_sha256,
+    locate,
+    require_one_gpu,
+)
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": 384,
@@ -124,9 +132,13 @@ def test_unusable_configs(tmp_path: Path, content: str, says: str) -> None:
     assert (caught.value.code, caught.value.reason) == (ExitCode.UNSUPPORTED, Reason.TARGET_UNSUPPORTED)
 
 
-def test_buckets_are_for_a_later_version() -> None:
-    with pytest.raises(Failure, match="s3://bucket/model; accepted in this version") as caught:
-        locate(Target(model="s3://bucket/model"))
+def test_a_target_over_several_gpus_is_refused_where_one_process_runs_it() -> None:
+    require_one_gpu(Target(model="org/name"), "with mode Online")
+    words = (
+        r"target\.tensorParallel: given 4; accepted in this version: 1, with mode Online; more only for mode Offline"
+    )
+    with pytest.raises(Failure, match=words) as caught:
+        require_one_gpu(Target(model="org/name", tensor_parallel=4), "with mode Online")
     assert caught.value.code is ExitCode.UNSUPPORTED
 
 
