@@ -66,8 +66,8 @@ test-gpu: venv ## what only a GPU can show: bf16 there equals fp32 on a CPU
 bench: fixtures ## the training step beside two other trainers, and the capture beside a bare forward (about an hour)
 	$(MAKE) -C bench bench
 
-bench-data: fixtures s3-server ## what stored hidden states take, cost and keep (about 20 minutes)
-	OMP_NUM_THREADS=2 PYTHONPATH=tests/s3 $(BIN)/python bench/data.py --out build/bench/data.json
+bench-data: fixtures s3-server tokenizers ## what stored hidden states take, cost and keep (about 20 minutes)
+	OMP_NUM_THREADS=2 PYTHONPATH=tests/s3:tests/tokenizers $(BIN)/python bench/data.py --out build/bench/data.json
 
 bench-gpu: venv ## the training step on a GPU beside the bare products of that step
 	$(MAKE) -C bench gpu

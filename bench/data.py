@@ -9,6 +9,7 @@ It ends with one line per figure.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -20,19 +21,26 @@ from pathlib import Path
 from typing import Any
 
 import minio
+import real
 import torch
 import yaml
 
 from draftyard_api import estimate
 from draftyard_api.document import DraftTraining
-from draftyard_api.names import RESULT_FILE, export_path, shard_path, train_path
+from draftyard_api.names import RESULT_FILE, Stage, export_path, shard_path, train_path
 from draftyard_api.progress import StageResult
 from draftyard_api.schema import S3Access
 from draftyard_api.spec import Target, Train
 from draftyard_api.targets import TargetShape
 from draftyard_api.task import StoredStatesRef, TrainTask
 from draftyard_trainer import inventory
-from draftyard_trainer.data.prepared import PreparedDataset
+from draftyard_trainer.data.building import Recipe, batches, build_documents, render_rows
+from draftyard_trainer.data.files import read_rows
+from draftyard_trainer.data.prepared import PreparedDataset, PreparedWriter
+from draftyard_trainer.data.tally import Tally
+from draftyard_trainer.data.template import ChatTemplate
+from draftyard_trainer.data.tokenizer import load_tokenizer, stop_ids
+from draftyard_trainer.data.tokens import TokenRules
 from draftyard_trainer.hidden_states import calibration, fidelity, record
 from draftyard_trainer.hidden_states.codec import (
     CODECS,
@@ -47,6 +55,7 @@ from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.hidden_states.source import Source
 from draftyard_trainer.order import epoch_steps
 from draftyard_trainer.parallel import World
+from draftyard_trainer.reporting import Reporter
 from draftyard_trainer.storage.bucket import Bucket
 from draftyard_trainer.storage.local import LocalStore
 from draftyard_trainer.storage.s3 import S3Store
@@ -56,6 +65,7 @@ from draftyard_trainer.train import build_trainer, row_plan
 from report import Bar, finish
 
 AUX_LAYERS = (2, 15, 27)
+CONVERSATIONS = 2000
 DOCUMENTS = 48
 STEPS = 8
 ROWS = (1_000, 10_000, 100_000)
@@ -221,6 +231,34 @@ def memory_of_prepare(workspace: Path) -> dict[int, int]:
     return peaks
 
 
+# -- Tokens ---------------------------------------------------------------------------------------
+
+
+def tokenising(conversations: Path) -> dict[str, float]:
+    """Conversations a second: through `prepare`'s own stream, and of the bare tokenizer on the same rendered texts."""
+    folder = real.fetch("qwen3")
+    tokenizer = load_tokenizer(folder, "qwen3", trust_remote_code=False)
+    rules = TokenRules(frozenset(stop_ids(folder, {}, tokenizer, ())), 4096)
+    recipe = Recipe(
+        ChatTemplate(tokenizer, {}), tokenizer.backend_tokenizer, rules, split_turns=False, eval_fraction=0.01
+    )
+    rows = list(itertools.islice(read_rows(conversations), CONVERSATIONS))
+    groups = [
+        [text.text for row in batch for text in row.texts] for batch in batches(render_rows(rows, recipe, Tally()))
+    ]
+    seconds: dict[str, list[float]] = {"prepare": [], "bare": []}
+    for _ in range(3):
+        started = time.perf_counter()
+        for texts in groups:
+            tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        seconds["bare"].append(time.perf_counter() - started)
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as staged, PreparedWriter(Path(staged), len(tokenizer)) as writer:
+            build_documents(rows, recipe, writer, Reporter(Stage.PREPARE))
+        seconds["prepare"].append(time.perf_counter() - started)
+    return {name: sum(map(len, groups)) / min(taken) for name, taken in seconds.items()}
+
+
 # -- All of it ------------------------------------------------------------------------------------
 
 
@@ -253,6 +291,9 @@ def measure(example: Path, model: Path, workspace: Path) -> dict[str, Any]:
     target = CapturedTarget.load(locate(Target(model=f"file://{model}")), "bfloat16", AUX_LAYERS)
     found["codecs"] = codecs(target, PreparedDataset.open(store, prepared.prepared))
     found["prepare_peak_bytes"] = memory_of_prepare(workspace)
+    found["conversations_per_second"] = tokenising(
+        Path(specs["none"].spec.data.source.file.uri.removeprefix("file://"))
+    )
     found["tokens"] = {"estimated": prepared.counts.tokens, "real": sum(shard.tokens for shard in cache.complete)}
     return found
 
@@ -281,6 +322,7 @@ def bars(found: dict[str, Any]) -> list[Bar]:
     none, balanced = found["acceptance"]["none"], found["acceptance"]["balanced"]
     first = found["first_part"]
     seconds = found["generate_seconds"]
+    rates = found["conversations_per_second"]
     encoding = seconds["balanced"] - codec["calibration_seconds"]
     return [
         *(Bar(f"bytes/{name}", codec[name]["share"], "<=", most) for name, most in SHARES.items()),
@@ -296,6 +338,7 @@ def bars(found: dict[str, Any]) -> list[Bar]:
         Bar("estimate/none", abs(found["estimated_bytes"]["none"] / found["stored_bytes"]["none"] - 1), "<=", 0.02),
         *(Bar(f"estimate/{each}-over-real", codec[each]["estimated"] / codec[each]["real"], ">=", 1) for each in lossy),
         Bar("estimate/after-first-part", abs(first["estimated"] / first["real"] - 1), "<=", 0.03),
+        Bar("tokenise/share-of-bare", rates["prepare"] / rates["bare"], ">=", 0.7),
         Bar("memory/prepare-100k-over-1k", peaks[-1] / peaks[0], "<=", 1.1),
         Bar("acceptance/balanced-against-none", abs(balanced / none - 1), "<=", 0.01),
     ]  # fmt: skip
@@ -316,6 +359,7 @@ def table(found: dict[str, Any]) -> list[str]:
         rates = f"{each['encode_gb_per_second']:.2f}, {each['decode_gb_per_second']:.2f}"
         lines.append(f"| {' | '.join((f'`{name}`', format(each['share'], '.3f'), rates, *lost))} |")
     none, balanced = found["acceptance"]["none"], found["acceptance"]["balanced"]
+    rates = found["conversations_per_second"]
     peaks = ", ".join(
         f"{peak / 2**20:.0f} MiB with {int(rows):,} rows" for rows, peak in found["prepare_peak_bytes"].items()
     )
@@ -324,6 +368,8 @@ def table(found: dict[str, Any]) -> list[str]:
         "",
         f"- A draft of `balanced` states reaches an acceptance length of {balanced:.3f}, one of `none` {none:.3f}.",
         f"- Peak memory of `prepare`: {peaks}.",
+        f"- `prepare`: {rates['prepare']:.0f} conversations of ShareGPT a second; Qwen3's tokenizer alone: "
+         f"{rates['bare']:.0f}.",
     ]
 
 

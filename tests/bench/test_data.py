@@ -23,6 +23,7 @@ GOOD: dict[str, Any] = {
     "stored_bytes": {"none": 1001},
     "first_part": {"estimated": 1010, "real": 1000},
     "waiting": {"local": 0.01, "minio": 0.02},
+    "conversations_per_second": {"prepare": 400.0, "bare": 500.0},
     "tokens": {"estimated": 5, "real": 5},
     "prepare_peak_bytes": {"1000": 100 * 2**20, "10000": 101 * 2**20, "100000": 102 * 2**20},
 }  # fmt: skip
@@ -49,4 +50,4 @@ def test_the_page_shows_every_codec() -> None:
     assert [line for line in lines if "`compact`" in line] == [
         "| `compact` | 0.350 | 0.50, 1.50 | 0.009 | 3.0e-04 | 99.50% |"
     ]
-    assert "102 MiB with 100,000 rows" in lines[-1]
+    assert "102 MiB with 100,000 rows" in lines[-2]
