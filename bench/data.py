@@ -368,8 +368,7 @@ def table(found: dict[str, Any]) -> list[str]:
         "",
         f"- A draft of `balanced` states reaches an acceptance length of {balanced:.3f}, one of `none` {none:.3f}.",
         f"- Peak memory of `prepare`: {peaks}.",
-        f"- `prepare`: {rates['prepare']:.0f} conversations of ShareGPT a second; Qwen3's tokenizer alone: "
-         f"{rates['bare']:.0f}.",
+        f"- `prepare`: {rates['prepare']:.0f} conversations a second; the bare tokenizer: {rates['bare']:.0f}.",
     ]
 
 
