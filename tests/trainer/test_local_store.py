@@ -328,6 +328,7 @@ def test_free_bytes_of_a_directory_that_is_not_there_yet(store: LocalStore) -> N
 def test_opening(tmp_path: Path) -> None:
     store = open_store(f"file://{tmp_path}/workspace")
     assert store.uri == f"file://{tmp_path}/workspace"
-    with pytest.raises(Failure, match="s3://bucket/prefix") as caught:
-        open_store("s3://bucket/prefix")
+    assert open_store("s3://bucket/prefix").uri == "s3://bucket/prefix"
+    with pytest.raises(Failure, match=r"given hf://org/name; accepted: a folder .* or s3://bucket/prefix") as caught:
+        open_store("hf://org/name")
     assert caught.value.code is ExitCode.UNSUPPORTED

@@ -213,13 +213,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["/usr/bin/umount", str(folder)], check=True)
 
 
-def test_a_full_disk_gives_one_clear_message_and_publishes_nothing(world, small_disk, capsys):
+def test_a_disk_that_fills_up_gives_one_clear_message_and_publishes_nothing(world, small_disk, capsys, monkeypatch):
+    """Others write to it too: that a plan fits says nothing about later."""
+    monkeypatch.setattr(local, "require_room", lambda *_: None)
     assert local.run(write_run(world), small_disk, {}) == ExitCode.NO_SPACE
     err = " ".join(capsys.readouterr().err.split())
     assert "WorkspaceFull: workspace: " in err
     assert "enlarge it" in err
     assert not published(small_disk).exists()
     assert not list(small_disk.glob("hidden-states/*/*/*/MANIFEST.json"))
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(world, small_disk, capsys):
+    assert local.run(write_run(world), small_disk, {}) == ExitCode.NO_SPACE
+    err = " ".join(capsys.readouterr().err.split())
+    assert "WorkspaceTooSmall: workspace: the plan needs" in err
+    assert "take a workspace with" in err
+    assert not list(small_disk.glob("hidden-states/*"))
 
 
 def test_two_commands_never_work_on_one_run(world, capsys):
