@@ -180,6 +180,20 @@ def test_what_is_taken_back_is_made_again(store: LocalStore) -> None:
     assert store.exists(name.replace("001", "000"))
 
 
+def test_sizes_of_channels_that_rot_are_not_used_again(store: LocalStore) -> None:
+    """They would still be numbers: whatever is divided by them next would be wrong."""
+    whole = store.read(f"{folder_of(store)}/{CALIBRATION_FILE}")
+    break_calibration(store)
+    assert commands.verify([str(store.root)]) == ExitCode.STALE_INPUT
+    assert store.exists(f"{folder_of(store)}/{CALIBRATION_FILE}")
+    assert commands.verify([str(store.root), "--take-back"]) == ExitCode.STALE_INPUT
+    assert not store.exists(f"{folder_of(store)}/{CALIBRATION_FILE}")
+    assert not store.exists(f"{folder_of(store)}/{MANIFEST}")
+    assert store.exists(f"{folder_of(store)}/part-000.json")
+    (cache,) = inventory.caches(store)
+    assert store.read(f"hidden-states/{cache.key}/s3/{CALIBRATION_FILE}") == whole
+
+
 def test_a_workspace_that_cannot_be_opened(capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.verify(["s3://bucket/prefix"]) != ExitCode.OK
     assert "workspace" in capsys.readouterr().err

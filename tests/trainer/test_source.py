@@ -24,7 +24,7 @@ from draftyard_trainer.data.prepared import PreparedDataset
 from draftyard_trainer.generate import generate_in
 from draftyard_trainer.hidden_states import calibration
 from draftyard_trainer.hidden_states.calibration import CALIBRATION_FILE
-from draftyard_trainer.hidden_states.codec import Channels
+from draftyard_trainer.hidden_states.codec import Channels, Rounded
 from draftyard_trainer.hidden_states.key import KEY_FILE, TARGET_FILE
 from draftyard_trainer.hidden_states.opening import open_source, open_stored
 from draftyard_trainer.hidden_states.sample import Sample
@@ -151,6 +151,17 @@ def test_rounded_states_are_near(world: World, codec: Codec, error: float) -> No
     assert report.rows > 0
     assert max(report.relative_errors) < error
     assert world.manifest(0).fidelity is None
+
+
+def test_rounded_states_are_unpacked_where_training_is(world: World) -> None:
+    """What they are multiplied by lies there too; a device of no memory stands for a GPU."""
+    rounded = stored(world, "balanced")
+    source = open_stored(rounded.store, rounded.ref, rounded.dataset, torch.device("meta"))
+    for shard in source.shards:
+        assert isinstance(shard.codec.aux, Rounded)
+        assert isinstance(shard.codec.last, Rounded)
+        assert shard.codec.aux.channels.is_meta
+        assert shard.codec.last.channels.is_meta
 
 
 def test_shards_share_their_calibration_and_keep_a_copy(world: World) -> None:

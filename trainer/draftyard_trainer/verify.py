@@ -6,8 +6,9 @@ A reader checks what it reads; this checks all of it, before a training of days 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -31,8 +32,8 @@ class Finding:
 
     name: str
     what: str
-    part: int | None = None
-    """Of a shard: which of its parts, where that is known."""
+    take_back: Callable[[], None] | None = None
+    """Marks it as not made; None where the next run finds out by itself."""
 
 
 def verify(store: Store, console: Console, takes_back: bool = False) -> int:
@@ -54,8 +55,8 @@ def verify(store: Store, console: Console, takes_back: bool = False) -> int:
                 continue
             findings.append(each)
             console.print(f"{each.name}: {each.what}", style="red", highlight=False, soft_wrap=True)
-            if takes_back and each.name.startswith("hidden-states/"):
-                Shard(store, each.name).distrust(each.part)
+            if takes_back and each.take_back is not None:
+                each.take_back()
     if findings:
         advice = (
             "run the training again: it makes these anew" if takes_back else "--take-back lets the next run mend it"
@@ -100,10 +101,11 @@ def check_shard(shard: Shard, manifest: ShardManifest) -> Iterator[Finding | int
     """Index, calibration, and every record of every part."""
     index = read_index(shard)
     if hashlib.sha256(index.tobytes()).hexdigest() != manifest.index_sha256:
-        yield Finding(shard.folder, "index.bin is missing, or not what the manifest names")
+        yield Finding(shard.folder, "index.bin is missing, or not what the manifest names", shard.distrust)
         return
     if manifest.calibration_sha256 is not None and digest_of(shard) != manifest.calibration_sha256:
-        yield Finding(shard.folder, f"{CALIBRATION_FILE} is missing, or not what the manifest names")
+        what = f"{CALIBRATION_FILE} is missing, or not what the manifest names"
+        yield Finding(shard.folder, what, partial(shard.distrust, calibration=True))
     for number, part in enumerate(manifest.parts):
         digest = hashlib.sha256()
         broken = []
@@ -119,9 +121,12 @@ def check_shard(shard: Shard, manifest: ShardManifest) -> Iterator[Finding | int
             yield size
         if broken:
             listed = ", ".join(map(str, broken[:5]))
-            yield Finding(shard.folder, f"{part.file}: {len(broken)} broken records (documents {listed})", number)
+            what = f"{part.file}: {len(broken)} broken records (documents {listed})"
         elif digest.hexdigest() != part.sha256:
-            yield Finding(shard.folder, f"{part.file}: its bytes are not those that were written", number)
+            what = f"{part.file}: its bytes are not those that were written"
+        else:
+            continue
+        yield Finding(shard.folder, what, partial(shard.distrust, number))
 
 
 def digest_of(shard: Shard) -> str | None:

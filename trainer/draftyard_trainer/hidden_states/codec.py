@@ -68,8 +68,8 @@ class Packed:
     """Size of each row of each layer; no columns where a codec has none."""
 
     def to(self, device: torch.device) -> Packed:
-        """The same elsewhere; from pinned memory without waiting."""
-        return Packed(*(each.to(device, non_blocking=True) for each in (self.dense, self.plain, self.scales)))
+        """The same elsewhere."""
+        return Packed(*(moved(each, device) for each in (self.dense, self.plain, self.scales)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +83,17 @@ class PackedSample:
     lse: Tensor
 
     def to(self, device: torch.device) -> PackedSample:
-        """The same elsewhere; from pinned memory without waiting."""
-        tok, lse = (each.to(device, non_blocking=True) for each in (self.tok, self.lse))
+        """The same elsewhere."""
+        tok, lse = moved(self.tok, device), moved(self.lse, device)
         return PackedSample(self.document, self.aux.to(device), self.last.to(device), tok, lse)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The same elsewhere: to a GPU without waiting, since what comes later there waits for it.
+
+    To the host it waits: whoever compresses the bytes would read them before they have come.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 class Form(Protocol):

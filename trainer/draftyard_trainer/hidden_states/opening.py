@@ -53,7 +53,13 @@ def open_stored(
     head = load_head(store, f"{folder}/{TARGET_FILE}")
     layout = layout_of(key, head)
     shards = tuple(
-        open_shard(Shard(store, shard_path(ref.key, ref.num_shards, number)), number, key, ref, len(dataset), layout)
+        open_shard(
+            Shard(store, shard_path(ref.key, ref.num_shards, number)),
+            key,
+            len(documents_of(len(dataset), number, ref.num_shards)),
+            layout,
+            device,
+        )
         for number in ref.shards
     )
     require_no_document_twice(folder, shards)
@@ -78,23 +84,21 @@ def load_head(store: Store, name: str) -> TargetHead:
         raise stale(name, f"it is broken ({error})") from error
 
 
-def open_shard(
-    shard: Shard, number: int, key: StatesKey, ref: StoredStatesRef, num_documents: int, layout: Layout
-) -> StoredShard:
-    """A complete shard, verified. Raises Failure(STALE_INPUT)."""
+def open_shard(shard: Shard, key: StatesKey, num_documents: int, layout: Layout, device: torch.device) -> StoredShard:
+    """A complete shard of so many documents, verified; unpacked on `device`. Raises Failure(STALE_INPUT)."""
     manifest = shard.manifest()
     if manifest is None:
         raise stale(shard.folder, "MANIFEST.json is missing, broken, or of another version")
     index = read_index(shard)
-    expected = len(documents_of(num_documents, number, ref.num_shards))
-    problem = find_problem(shard, manifest, key, expected, index)
+    problem = find_problem(shard, manifest, key, num_documents, index)
     if problem is not None:
         shard.distrust(problem.part)
         raise stale(shard.folder, problem.what)
-    return StoredShard(shard, tuple(part.file for part in manifest.parts), shard_codec(shard, manifest, layout), index)
+    codec = shard_codec(shard, manifest, layout, device)
+    return StoredShard(shard, tuple(part.file for part in manifest.parts), codec, index)
 
 
-def shard_codec(shard: Shard, manifest: ShardManifest, layout: Layout) -> StateCodec:
+def shard_codec(shard: Shard, manifest: ShardManifest, layout: Layout, device: torch.device) -> StateCodec:
     """How the states of one shard are stored. Raises Failure(STALE_INPUT) for sizes of channels that are not whole."""
     if not layout.is_rounded:
         return StateCodec.of(layout, None)
@@ -108,7 +112,7 @@ def shard_codec(shard: Shard, manifest: ShardManifest, layout: Layout) -> StateC
     if not (is_ours and fits):
         shard.distrust(calibration=True)
         raise stale(shard.folder, f"{CALIBRATION_FILE} is missing, or not what the manifest names")
-    return StateCodec.of(layout, channels)
+    return StateCodec.of(layout, channels.to(device))
 
 
 def read_index(shard: Shard) -> npt.NDArray[np.void]:
