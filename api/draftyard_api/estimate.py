@@ -21,6 +21,8 @@ CODEC_SHARE: Mapping[Codec, tuple[float, float]] = {
     "compact": (0.336, 0.462),
 }
 """Bytes of the captured layers and of the final state, as shares of bfloat16: a hundredth above what was measured."""
+LOSSLESS: tuple[Codec, ...] = ("none", "lossless")
+"""Codecs that lose nothing: their size depends on the dtype, and they store no sizes of rows."""
 LOSS_SHARE = 0.6
 MEAN_TOKENS = 740
 """Tokens of a conversation, where nothing better is known: the mean of ShareGPT."""
@@ -117,9 +119,10 @@ def hidden_state_bytes(spec: DraftTrainingSpec, shape: TargetShape, amount: Amou
     if spec.hidden_states is None:
         return 0
     aux, last = CODEC_SHARE[spec.hidden_states.codec]
-    scale = 2 if spec.target.dtype == "float32" and spec.hidden_states.codec in ("none", "lossless") else 1
+    is_lossless = spec.hidden_states.codec in LOSSLESS
+    scale = 2 if spec.target.dtype == "float32" and is_lossless else 1
     layers = num_aux(spec)
-    scales = 0 if spec.hidden_states.codec in ("none", "lossless") else 4
+    scales = 0 if is_lossless else 4
     per_token = 2 * layers * shape.hidden_size * aux * scale + 4 + scales * layers
     per_label = 2 * shape.hidden_size * last * scale + 8 + scales
     return int(amount.tokens * per_token + amount.label_rows * per_label + 96 * amount.documents)

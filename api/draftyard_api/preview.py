@@ -86,7 +86,7 @@ def finished_shards(training: document.DraftTraining, workspace: Path) -> list[S
 
 
 def read_result(folder: Path) -> StageResult | None:
-    """What a stage process left behind when it ended well."""
+    """What a stage process left behind; None where there is nothing that can be read."""
     try:
         return StageResult.model_validate_json((folder / names.RESULT_FILE).read_bytes())
     except (OSError, ValidationError):

@@ -31,16 +31,16 @@ def capture_part(
     """The states of some documents, in their order, packed and in host memory."""
     samples: list[PackedSample] = []
     skipped: list[Skipped] = []
-    total = None if calibrated.channels is None else Fidelity()
+    channels, total = calibrated.channels, Fidelity()
     for each in captured(dataset, target, ids, reporter):
         if isinstance(each, Skipped):
             skipped.append(each)
             continue
-        if calibrated.channels is not None and total is not None:
-            total += fidelity.measure(each, calibrated.codec, calibrated.channels, target.head)
+        if channels is not None:
+            total += fidelity.measure(each, calibrated.codec, channels, target.head)
         # what leaves a GPU is half as large when it is packed there
         samples.append(calibrated.codec.pack(each).to(HOST))
-    return CapturedPart(samples, skipped, calibrated.calibration_sha256, total)
+    return CapturedPart(samples, skipped, calibrated.calibration_sha256, None if channels is None else total)
 
 
 def captured(

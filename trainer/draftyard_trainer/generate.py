@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from draftyard_api import __version__
+from draftyard_api.estimate import LOSSLESS
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import ENV_SHARD, MANIFEST, hidden_states_path, shard_path
 from draftyard_api.progress import StageResult, StoredStates
@@ -47,10 +48,10 @@ from draftyard_trainer.reporting import Reporter
 from draftyard_trainer.storage.opening import open_store
 from draftyard_trainer.storage.store import Store
 from draftyard_trainer.target import tensor_parallel
-from draftyard_trainer.target.capture import ALONE, DTYPES, CapturedTarget, compute_dtype, default_device, follow
+from draftyard_trainer.target.capture import DTYPES, CapturedTarget, compute_dtype, default_device, follow
 from draftyard_trainer.target.head import TargetHead
 from draftyard_trainer.target.location import TargetFiles, locate
-from draftyard_trainer.target.tensor_parallel import Ranks
+from draftyard_trainer.target.tensor_parallel import ALONE, Ranks
 
 MAX_SKIPPED_SHARE = 0.001
 """Documents with values that are not finite; one is always allowed."""
@@ -135,7 +136,6 @@ def states_key(task: GenerateTask, files: TargetFiles, dataset: PreparedDataset)
     nothing = torch.empty(0)
     head = TargetHead(nothing, nothing, nothing, files.config)
     quantisation = files.raw_config.get("quantization_config") or {}
-    is_rounded = task.codec in fidelity.BOUNDS
     return StatesKey(
         target=files.identity,
         dtype=task.target.dtype,
@@ -148,7 +148,7 @@ def states_key(task: GenerateTask, files: TargetFiles, dataset: PreparedDataset)
         tokens_sha256=manifest.tokens_sha256,
         aux_layers=task.aux_layers,
         codec=task.codec,
-        calibration=calibration.choose(dataset) if is_rounded else (),
+        calibration=() if task.codec in LOSSLESS else calibration.choose(dataset),
         compute_dtype=str(compute_dtype(default_device(), task.target.dtype)).removeprefix("torch."),
     )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 
-from draftyard_api.names import MANIFEST, PUBLISHED, export_path, shard_path
+from draftyard_api.names import MANIFEST, PUBLISHED, export_path, hidden_states_path, shard_path
 from draftyard_trainer.data.manifest import PreparedManifest
 from draftyard_trainer.data.prepared import read_manifest
+from draftyard_trainer.draft.header import read_entries
 from draftyard_trainer.draft.manifest import Manifest
 from draftyard_trainer.hidden_states import fidelity
 from draftyard_trainer.hidden_states.fidelity import Fidelity
@@ -82,18 +83,18 @@ def caches(store: Store) -> list[Cache]:
 
 def open_cache(store: Store, key: str, num_shards: int, names: list[str]) -> Cache:
     """One cache, whatever state it is in."""
-    folder = f"hidden-states/{key}/s{num_shards}"
+    folder = hidden_states_path(key, num_shards)
     users = [name.rpartition("/")[2] for name in names if name.startswith(f"{folder}/{USERS}/")]
     shards = (Shard(store, shard_path(key, num_shards, number)).manifest() for number in range(num_shards))
     return Cache(key, num_shards, read_key(store, folder), tuple(shards), tuple(users), width_of(store, folder))
 
 
 def width_of(store: Store, folder: str) -> int | None:
-    """Hidden size, as the config beside the states says it."""
+    """Hidden size, as the config beside the states says it; of a file of gigabytes only the header is read."""
     try:
-        with safe_open(store.fetch(f"{folder}/{TARGET_FILE}"), "pt") as file:
-            return int(json.loads((file.metadata() or {})["config"])["hidden_size"])
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+        entries, _ = read_entries(partial(store.read_range, f"{folder}/{TARGET_FILE}"), TARGET_FILE)
+        return int(json.loads(entries["__metadata__"]["config"])["hidden_size"])
+    except (FileNotFoundError, KeyError, ValueError):
         return None
 
 

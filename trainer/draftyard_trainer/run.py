@@ -277,12 +277,12 @@ def read_progress(folder: Path) -> Progress | None:
 
 def read_result(folder: Path, stage: Stage, exit_code: int) -> StageResult:
     """How the stage ended, by its own word or by its exit code alone."""
-    try:
-        return StageResult.model_validate_json((folder / names.RESULT_FILE).read_bytes())
-    except (OSError, ValidationError):
-        code = ExitCode.INTERRUPTED if exit_code < 0 else ExitCode.ERROR
-        reason = Reason.INTERRUPTED if exit_code < 0 else Reason.POD_FAILED
-        return StageResult(stage=stage, exit_code=code, reason=reason, message=f"{stage} ended with {exit_code}")
+    result = preview.read_result(folder)
+    if result is not None:
+        return result
+    code = ExitCode.INTERRUPTED if exit_code < 0 else ExitCode.ERROR
+    reason = Reason.INTERRUPTED if exit_code < 0 else Reason.POD_FAILED
+    return StageResult(stage=stage, exit_code=code, reason=reason, message=f"{stage} ended with {exit_code}")
 
 
 def conclude(local: LocalRun) -> None:

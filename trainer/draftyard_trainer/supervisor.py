@@ -53,17 +53,16 @@ def worker_command(stage: Stage, task_file: Path) -> list[str]:
     Generate runs under it where the target needs several GPUs.
     """
     module = [f"draftyard_trainer.{stage}", "--task", str(task_file)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run"]
-    if stage is Stage.GENERATE:
+    processes = 1
+    if stage is Stage.TRAIN:
+        processes = read_task(task_file, TrainTask).train.gpus_per_node
+    elif stage is Stage.GENERATE:
         processes = read_task(task_file, GenerateTask).target.tensor_parallel
-        if processes > 1:
-            return [*torchrun, "--standalone", "--nproc-per-node", str(processes), "-m", *module]
-    if stage is not Stage.TRAIN:
+    if processes == 1 and stage is not Stage.TRAIN:
         return [sys.executable, "-m", *module]
-    task = read_task(task_file, TrainTask)
-    if "PET_NNODES" not in os.environ:
-        torchrun += ["--standalone", "--nproc-per-node", str(task.train.gpus_per_node)]
-    return [*torchrun, "-m", *module]
+    is_told = stage is Stage.TRAIN and "PET_NNODES" in os.environ
+    flags = [] if is_told else ["--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, "-m", "torch.distributed.run", *flags, "-m", *module]
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,10 @@ def check_draft(store: Store, draft: Draft) -> Iterator[Finding | int]:
         yield Finding(name, "its MANIFEST.json cannot be read")
         return
     for file, expected in draft.manifest.files.items():
-        if not store.exists(f"{name}/{file}") or FileRecord.of(store.fetch(f"{name}/{file}")) != expected:
+        try:
+            is_whole = FileRecord.of(store.fetch(f"{name}/{file}")) == expected
+        except FileNotFoundError:
+            is_whole = False
+        if not is_whole:
             yield Finding(name, f"{file} is missing, or not what the manifest names")
         yield expected.bytes

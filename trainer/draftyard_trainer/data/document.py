@@ -36,6 +36,11 @@ class Document:
             mask[start : start + length] = True
         return mask
 
+    def beginning(self, count: int) -> Document:
+        """Its first tokens, `count` at most, all of them supervised: every row is a label row then."""
+        tokens = self.tokens[:count]
+        return Document(self.doc_id, tokens, np.array([[0, len(tokens)]], dtype=np.int64))
+
     def label_rows(self) -> Ids:
         """Positions whose final hidden state any alignment may need: the mask, dilated by one on both sides."""
         mask = self.mask()

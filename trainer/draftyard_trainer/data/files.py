@@ -12,8 +12,9 @@ import lzma
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import ijson
 import pyarrow as pa
@@ -103,48 +104,13 @@ def read_file(path: Path) -> Iterator[Any | BadRow]:
         return
     with opener(path) as unpacked:
         try:
-            yield from read_json(path, Rewound(cast("BinaryIO", unpacked)))
+            # it has what all of them lack, or have their own way: a look ahead, and lines
+            yield from read_json(path, BufferedReader(unpacked, BLOCK_BYTES))
         except BROKEN:
             yield BadRow(SkipReason.TRUNCATED)
 
 
-class Rewound:
-    """A decompressed stream that can be set back to its start, which is all that a look at its first bytes needs."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._ahead = file.read(BLOCK_BYTES)
-        self._place = 0
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes, fewer at the end."""
-        if self._place < len(self._ahead):
-            end = len(self._ahead) if size < 0 else self._place + size
-            block = self._ahead[self._place : end]
-            self._place += len(block)
-            return block + self._file.read() if size < 0 else block
-        return self._file.read(size)
-
-    def tell(self) -> int:
-        """Where the next bytes are from."""
-        return self._place
-
-    def seek(self, place: int) -> None:
-        """Back to a place among the first bytes."""
-        self._place = place
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Lines, with their line feeds."""
-        rest = b""
-        while block := self.read(BLOCK_BYTES):
-            lines = (rest + block).split(b"\n")
-            rest = lines.pop()
-            yield from (line + b"\n" for line in lines)
-        if rest:
-            yield rest
-
-
-def read_json(path: Path, file: Any) -> Iterator[Any | BadRow]:
+def read_json(path: Path, file: BufferedReader) -> Iterator[Any | BadRow]:
     """The first character says what it is: `[` an array, else a row in each line."""
     if first_character(file) == b"[":
         yield from read_array(path, file)
@@ -176,18 +142,18 @@ def require_file(path: Path) -> None:
         )
 
 
-def first_character(file: BinaryIO) -> bytes:
-    """The first byte that is no space, with the file left after a byte order mark; empty in an empty file."""
+def first_character(file: BufferedReader) -> bytes:
+    """The first byte that is no space, which the file is left at; empty in an empty file."""
     # editors on Windows write the mark; no JSON parser here takes it
-    if file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
-        file.seek(0)
-    start = file.tell()
-    character = file.read(1)
-    # byte by byte, but only as far as the first character of the data
-    while character.isspace():
-        character = file.read(1)
-    file.seek(start)
-    return character
+    if file.peek(len(BYTE_ORDER_MARK)).startswith(BYTE_ORDER_MARK):
+        file.read(len(BYTE_ORDER_MARK))
+    # space before the data means nothing: block by block it is left behind
+    while block := file.peek():
+        data = block.lstrip()
+        file.read(len(block) - len(data))
+        if data:
+            return data[:1]
+    return b""
 
 
 def read_array(path: Path, file: BinaryIO) -> Iterator[Any | BadRow]:
@@ -217,7 +183,7 @@ def broken_array(path: Path, rows: int, error: Exception) -> Failure:
     )
 
 
-def read_lines(file: Any) -> Iterator[Any | BadRow]:
+def read_lines(file: BinaryIO) -> Iterator[Any | BadRow]:
     """One row for each line that is not blank."""
     for line in file:
         if line.isspace():

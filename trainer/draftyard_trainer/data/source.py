@@ -12,6 +12,7 @@ from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import DataSource, S3Source
 from draftyard_trainer.data.files import BadRow, content_sha256, files_of, read_rows
+from draftyard_trainer.storage import opening
 
 
 class RowSource(Protocol):
@@ -49,7 +50,7 @@ def open_rows(source: DataSource) -> RowSource:
 
         return loading.find(source.preset.name)
     if source.s3 is not None:
-        return FileRows(fetch_objects(source.s3))
+        return FileRows(fetched(source.s3))
     assert source.file is not None
     # a claim is a folder by now: whoever wrote the task knows where it is mounted
     path = storage_uri.local_path(source.file.uri)
@@ -60,16 +61,10 @@ def open_rows(source: DataSource) -> RowSource:
     return FileRows(path)
 
 
-def fetch_objects(source: S3Source) -> Path:
+def fetched(source: S3Source) -> Path:
     """Local copies of all objects below a prefix. Raises Failure."""
-    # boto3 takes half a second to load, which other sources should not cost
-    from draftyard_trainer.storage.bucket import Bucket  # noqa: PLC0415
-    from draftyard_trainer.storage.s3 import download_folder  # noqa: PLC0415
-
-    location = storage_uri.parse(source.uri)
-    bucket = Bucket.of(location.authority, source, "data")
     try:
-        return download_folder(bucket, location.path, lambda _name: True).folder
+        return opening.fetch_objects(source.uri, source, "data").folder
     except FileNotFoundError as error:
         message = f"data.source.s3.uri: given {source.uri}; there is no object below it; check bucket and prefix"
         raise Failure(ExitCode.NOT_FOUND, Reason.DATA_NOT_FOUND, message) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,20 +86,32 @@ def read_files(folder: Path) -> DraftFiles:
     return DraftFiles(folder, config, read_header(folder / WEIGHTS_FILE))
 
 
+def read_entries(read: Callable[[int, int], bytes], name: str) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file as it is, and where the tensors begin; `read` takes offset and length.
+
+    Raises ValueError when there is none.
+    """
+    start = read(0, 8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 0 < length <= MAX_HEADER_BYTES:
+        raise ValueError(f"{name}: no safetensors header")
+    try:
+        return json.loads(read(8, length)), 8 + length
+    except ValueError as error:
+        raise ValueError(f"{name}: broken safetensors header") from error
+
+
 def read_header(path: Path) -> dict[str, TensorHeader]:
     """Headers of all tensors of a safetensors file. Raises ValueError when the file is cut off or no such file."""
     with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 0 < length <= MAX_HEADER_BYTES:
-            raise ValueError(f"{path}: no safetensors header")
-        try:
-            entries = json.loads(file.read(length))
-        except ValueError as error:
-            raise ValueError(f"{path}: broken safetensors header") from error
+
+        def read(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(length)
+
+        entries, base = read_entries(read, str(path))
     # Free text of the writer, no tensor.
     entries.pop("__metadata__", None)
-    base = 8 + length
     tensors = {}
     for name, entry in entries.items():
         first, last = entry["data_offsets"]

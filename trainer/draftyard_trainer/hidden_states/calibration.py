@@ -21,6 +21,7 @@ from draftyard_api.reasons import Reason
 from draftyard_trainer.data.document import Document
 from draftyard_trainer.data.prepared import PreparedDataset
 from draftyard_trainer.hidden_states.codec import Channels, Layout, StateCodec
+from draftyard_trainer.hidden_states.probe import FIRST_TOKENS
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.order import splitmix64
 from draftyard_trainer.storage.store import Store
@@ -32,8 +33,6 @@ CALIBRATION_FILE = "calibration.safetensors"
 DOCUMENTS = 64
 TOKENS = 128
 """Of each of them: with 512 sizes are no better, and take a minute on two cores."""
-FIRST_TOKENS = 4
-"""Left out."""
 AUX, LAST = "aux", "last"
 
 
@@ -45,9 +44,8 @@ def choose(dataset: PreparedDataset) -> tuple[int, ...]:
 
 
 def document_of(dataset: PreparedDataset, doc_id: int) -> Document:
-    """The first tokens of a document, all of them label rows: the final state is measured on every one."""
-    tokens = dataset.document(doc_id).tokens[:TOKENS]
-    return Document(doc_id, tokens, np.array([[0, len(tokens)]], dtype=np.int64))
+    """The beginning of a document: the final state is measured on every token of it."""
+    return dataset.document(doc_id).beginning(TOKENS)
 
 
 def measure(samples: Iterable[Sample], num_aux: int) -> Channels:
@@ -133,9 +131,10 @@ def calibrate(
 
 def readable(store: Store, name: str, layout: Layout) -> bytes | None:
     """What lies there, if it fits; what does not is removed."""
-    if not store.exists(name):
+    try:
+        content = store.read(name)
+    except FileNotFoundError:
         return None
-    content = store.read(name)
     try:
         if parse(content).aux.shape == (layout.num_aux, layout.width):
             return content

@@ -19,7 +19,7 @@ import torch
 import zstandard
 from torch import Tensor
 
-from draftyard_api.estimate import CODEC_SHARE
+from draftyard_api.estimate import CODEC_SHARE, LOSSLESS
 from draftyard_api.schema import Codec
 from draftyard_trainer.data.document import Document
 from draftyard_trainer.draft.layers import compiled
@@ -142,12 +142,12 @@ class AsTheyAre:
 
     def pack(self, values_NX: Tensor) -> Packed:
         """The same bytes under another name."""
-        plain = as_bytes(values_NX)
+        plain = values_NX.detach().contiguous().view(torch.uint8)
         return Packed(plain.new_empty(len(plain), 0), plain, no_scales(plain))
 
     def unpack(self, packed: Packed) -> Tensor:
         """The same bytes under another name."""
-        return as_values(packed.plain, self.dtype)
+        return packed.plain.view(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ class Layout:
     @property
     def is_rounded(self) -> bool:
         """Whether channels have to be measured before anything can be stored."""
-        return self.codec in ("balanced", "compact")
+        return self.codec not in LOSSLESS
 
     def planned_bytes(self, num_tokens: int, label_rows: int) -> int:
         """Size of the states of a document before they exist; exact for `none`."""
@@ -357,16 +357,6 @@ def inflate(blob: memoryview, target: memoryview) -> None:
         raise ValueError(f"states that cannot be decompressed ({error})") from error
     if size != len(target) or rest:
         raise ValueError(f"{size} bytes of states after decompression; expected {len(target)}")
-
-
-def as_bytes(values_NX: Tensor) -> Tensor:
-    """`[N, X * itemsize]` uint8."""
-    return values_NX.detach().contiguous().view(torch.uint8)
-
-
-def as_values(bytes_NY: Tensor, dtype: torch.dtype) -> Tensor:
-    """The values whose bytes these are."""
-    return bytes_NY.view(dtype)
 
 
 def no_scales(rows: Tensor) -> Tensor:

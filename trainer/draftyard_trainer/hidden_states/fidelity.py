@@ -13,8 +13,8 @@ from torch import Tensor
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
 from draftyard_api.schema import Codec, Model
-from draftyard_trainer.hidden_states.calibration import FIRST_TOKENS
 from draftyard_trainer.hidden_states.codec import Channels, StateCodec
+from draftyard_trainer.hidden_states.probe import FIRST_TOKENS
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.target.head import TargetHead
 
@@ -147,10 +147,20 @@ def measure(sample: Sample, codec: StateCodec, channels: Channels, head: TargetH
     layered = channels.aux.shape
     errors, sizes = whitened(aux.unflatten(-1, layered), aux_after.unflatten(-1, layered), channels.aux)
     last_error, last_size = whitened(last[:, None], last_after[:, None], channels.last[None])
-    fidelity = Fidelity(errors=(*errors, *last_error), sizes=(*sizes, *last_size))
-    for before, after in zip(last.split(ROW_BLOCK), last_after.split(ROW_BLOCK), strict=True):
-        fidelity = fidelity + labels(before, after, head, len(fidelity.sizes))
-    return fidelity
+    pairs = zip(last.split(ROW_BLOCK), last_after.split(ROW_BLOCK), strict=True)
+    judged = [labels(before, after, head) for before, after in pairs]
+    divergence_R = torch.cat([divergence for divergence, _ in judged])
+    place_R = ((divergence_R.clamp(min=1e-300).log10() - SMALLEST) * BINS_PER_DECADE).floor().clamp(0, NUM_BINS - 1)
+    return Fidelity(
+        rows=len(last),
+        divergence=float(divergence_R.sum()),
+        divergence_squared=float(divergence_R.square().sum()),
+        largest=max(divergence_R.tolist(), default=0.0),
+        histogram=tuple(torch.bincount(place_R.long(), minlength=NUM_BINS).tolist()),
+        agreeing=sum(agreeing for _, agreeing in judged),
+        errors=(*errors, *last_error),
+        sizes=(*sizes, *last_size),
+    )
 
 
 def whitened(before: Tensor, after: Tensor, channels: Tensor) -> tuple[list[float], list[float]]:
@@ -159,25 +169,12 @@ def whitened(before: Tensor, after: Tensor, channels: Tensor) -> tuple[list[floa
     return (true - stored).square().sum((0, 2)).tolist(), true.square().sum((0, 2)).tolist()
 
 
-def labels(before: Tensor, after: Tensor, head: TargetHead, num_layers: int) -> Fidelity:
-    """Of label rows `[R, H]`."""
-    if not len(before):
-        return Fidelity()
+def labels(before: Tensor, after: Tensor, head: TargetHead) -> tuple[Tensor, int]:
+    """Of label rows `[R, H]`: divergences `[R]`, fp64 on the host, and how many most likely tokens stay."""
     true_RV, stored_RV = head.logits(before), head.logits(after)
     agreeing = int((true_RV.argmax(-1) == stored_RV.argmax(-1)).sum())
     log_p, log_q = true_RV.log_softmax(-1), stored_RV.log_softmax(-1)
-    divergence_R = (log_p.exp() * (log_p - log_q)).sum(-1).double().clamp(min=0).cpu()
-    place_R = ((divergence_R.clamp(min=1e-300).log10() - SMALLEST) * BINS_PER_DECADE).floor().clamp(0, NUM_BINS - 1)
-    return Fidelity(
-        rows=len(before),
-        divergence=float(divergence_R.sum()),
-        divergence_squared=float(divergence_R.square().sum()),
-        largest=float(divergence_R.max()),
-        histogram=tuple(torch.bincount(place_R.long(), minlength=NUM_BINS).tolist()),
-        agreeing=agreeing,
-        errors=(0.0,) * num_layers,
-        sizes=(0.0,) * num_layers,
-    )
+    return (log_p.exp() * (log_p - log_q)).sum(-1).double().clamp(min=0).cpu(), agreeing
 
 
 def require(fidelity: Fidelity, codec: Codec) -> None:

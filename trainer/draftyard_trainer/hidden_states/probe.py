@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,11 +63,9 @@ class Probe(Model):
 
 def probe_capture(target: CapturedTarget, document: Document) -> Probe:
     """Compare captured states with the model's own on the first tokens of a document. Raises Failure(UNSUPPORTED)."""
-    tokens = document.tokens[:PROBE_TOKENS]
-    # one span over everything makes every row a label row
-    whole = Document(document.doc_id, tokens, np.array([[0, len(tokens)]]))
-    (sample,) = target.capture([whole])
-    return judge(target, sample, target.hidden_states(tokens))
+    beginning = document.beginning(PROBE_TOKENS)
+    (sample,) = target.capture([beginning])
+    return judge(target, sample, target.hidden_states(beginning.tokens))
 
 
 def judge(target: CapturedTarget, sample: Sample, reference: tuple[Tensor, ...]) -> Probe:

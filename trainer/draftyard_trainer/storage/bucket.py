@@ -19,7 +19,6 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
 )
@@ -40,7 +39,6 @@ ATTEMPTS = 3
 WAITS_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
 """Before each further try: two minutes, in which a store restarts."""
 CONNECT_SECONDS, READ_SECONDS = 10, 60
-ABSENT = ("404", "NoSuchKey", "NotFound", "NoSuchUpload")
 TRANSIENT = ("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "RequestTimeTooSkewed")
 T = TypeVar("T")
 
@@ -112,7 +110,7 @@ class Bucket:
                 problem = code_of(error)
             except (NoCredentialsError, PartialCredentialsError) as error:
                 raise self._denied(f"{what} {key}", "no credentials") from error
-            except (BotoCoreError, HTTPClientError, HTTPError, ConnectionError, TimeoutError) as error:
+            except (BotoCoreError, HTTPError, ConnectionError, TimeoutError) as error:
                 problem = type(error).__name__
             if wait is not None:
                 # many pods must not come back at the same moment
@@ -128,7 +126,7 @@ class Bucket:
         code, status = code_of(error), int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if code == "NoSuchBucket":
             raise self._denied(f"{what} {key}", "there is no such bucket") from error
-        if code in ABSENT or (status == 404 and code not in TRANSIENT):
+        if status == 404:
             raise FileNotFoundError(2, "no such object", f"s3://{self.name}/{key}") from error
         if code not in TRANSIENT and 400 <= status < 500 and status not in (408, 409, 429):
             raise self._denied(f"{what} {key}", code) from error

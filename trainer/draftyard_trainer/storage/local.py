@@ -16,11 +16,12 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
+from draftyard_trainer.storage.store import parts_of
 
 ASIDE = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$")
 """`tmp`: not finished, or on its way out. `old`: a whole folder that a new one is about to replace."""
@@ -162,10 +163,7 @@ class LocalStore:
         return shutil.disk_usage(existing).free
 
     def _path(self, name: str) -> Path:
-        parts = PurePosixPath(name).parts
-        if name.startswith("/") or ".." in parts:
-            raise ValueError(f'given object name "{name}"; accepted: a relative path without ".."')
-        return self.root.joinpath(*parts)
+        return self.root.joinpath(*parts_of(name))
 
     @contextmanager
     def _explaining(self, doing: str, name: str) -> Iterator[None]:

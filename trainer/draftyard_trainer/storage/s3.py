@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from draftyard_api.names import MANIFEST
 from draftyard_api.schema import S3Access
 from draftyard_trainer.storage.bucket import Bucket, Entry
 from draftyard_trainer.storage.multipart import MultipartWriter
+from draftyard_trainer.storage.store import parts_of
 
 RANGE_BYTES = 16 * 2**20
 """Larger reads are made of several at a time."""
@@ -117,22 +118,25 @@ class S3Store:
 
     def fetch(self, name: str) -> Path:
         """A local copy, made once for each version of the object. Raises FileNotFoundError."""
-        key = self._key(name)
-        found = self.bucket.head(key)
-        if found is None:
-            raise FileNotFoundError(2, "no such object", f"{self.uri}/{name}")
-        return download(self.bucket, found, self._place([found]) / PurePosixPath(name).name)
+        file = PurePosixPath(name).name
+        return self._copies({file: name}) / file
 
     def fetch_folder(self, name: str, files: Sequence[str]) -> Path:
         """A local folder with copies of some files of a folder. Raises FileNotFoundError."""
-        heads = {file: self.bucket.head(self._key(f"{name}/{file}")) for file in files}
-        missing = [file for file, head in heads.items() if head is None]
-        if missing:
-            raise FileNotFoundError(2, "no such object", f"{self.uri}/{name}/{missing[0]}")
-        place = self._place([head for head in heads.values() if head is not None])
-        for file, head in heads.items():
-            assert head is not None
-            download(self.bucket, head, place / file)
+        return self._copies({file: f"{name}/{file}" for file in files})
+
+    def _copies(self, names: Mapping[str, str]) -> Path:
+        """A folder of copies of objects, by their names in it; another version of any of them has another folder."""
+        entries = {}
+        for file, name in names.items():
+            found = self.bucket.head(self._key(name))
+            if found is None:
+                raise FileNotFoundError(2, "no such object", f"{self.uri}/{name}")
+            entries[file] = found
+        said = "\n".join(f"{self.bucket.name}/{entry.key} {entry.size} {entry.etag}" for entry in entries.values())
+        place = self.downloads / hashlib.sha256(said.encode()).hexdigest()[:32]
+        for file, entry in entries.items():
+            download(self.bucket, entry, place / file)
         return place
 
     def delete(self, name: str) -> None:
@@ -162,15 +166,8 @@ class S3Store:
         return None
 
     def _key(self, name: str) -> str:
-        parts = PurePosixPath(name).parts
-        if name.startswith("/") or ".." in parts:
-            raise ValueError(f'given object name "{name}"; accepted: a relative path without ".."')
+        parts = parts_of(name)
         return "/".join((self.prefix, *parts) if self.prefix else parts)
-
-    def _place(self, entries: Sequence[Entry]) -> Path:
-        """The folder of copies of these versions."""
-        said = "\n".join(f"{self.bucket.name}/{entry.key} {entry.size} {entry.etag}" for entry in entries)
-        return self.downloads / hashlib.sha256(said.encode()).hexdigest()[:32]
 
     def _staging(self) -> Path:
         self.downloads.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """The parts of an object's name. Raises ValueError for one that leads out of the workspace."""
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or ".." in parts:
+        raise ValueError(f'given object name "{name}"; accepted: a relative path without ".."')
+    return parts
 
 
 class Store(Protocol):

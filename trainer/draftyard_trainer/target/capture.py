@@ -21,7 +21,7 @@ from draftyard_trainer.target.anatomy import Decoder, find_decoder, require_laye
 from draftyard_trainer.target.decoding import decode_greedily
 from draftyard_trainer.target.head import TargetHead
 from draftyard_trainer.target.location import TargetFiles, unsupported
-from draftyard_trainer.target.tensor_parallel import Order, Ranks, whole
+from draftyard_trainer.target.tensor_parallel import ALONE, Order, Ranks, whole
 
 # B documents of a batch, T its longest, N tokens of it without padding, r label rows, A captured layers, H width
 
@@ -31,7 +31,6 @@ CUDA_BATCH_TOKENS = 16384
 CPU_BATCH_TOKENS = 1
 """On a CPU every document goes alone: batches are no faster there, and so a document has the same bits wherever it is
 captured."""
-ALONE = Ranks()
 HEAD_CHECK_TOKENS = 8
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference to the model's own logits, as a share of the largest logit."""

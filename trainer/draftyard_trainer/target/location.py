@@ -19,7 +19,7 @@ from draftyard_api import storage_uri
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import Target
-from draftyard_api.storage_uri import StorageUri
+from draftyard_trainer.storage import opening
 
 if TYPE_CHECKING:
     from draftyard_trainer.storage.s3 import Downloaded
@@ -72,7 +72,7 @@ def locate(target: Target, weights: bool = True, hub: Hub | None = None) -> Targ
         path = require_folder(target, Path(location.path))
         identity = content_sha256(path)
     elif location.scheme == "s3":
-        found = fetch_objects(target, location, weights)
+        found = fetch_from_bucket(target, weights)
         path, identity = found.folder, found.sha256
     else:
         message = (
@@ -139,18 +139,15 @@ def text_config(target: Target, path: Path, raw_config: dict[str, Any]) -> dict[
 # -- The hub --------------------------------------------------------------------------------
 
 
-def fetch_objects(target: Target, location: StorageUri, weights: bool) -> Downloaded:
+def fetch_from_bucket(target: Target, weights: bool) -> Downloaded:
     """Copy a model out of a bucket, or find the copy. Raises Failure."""
-    # boto3 takes half a second to load, which other locations should not cost
-    from draftyard_trainer.storage.bucket import Bucket  # noqa: PLC0415
-    from draftyard_trainer.storage.s3 import download_folder  # noqa: PLC0415
-
     patterns = wanted_patterns(target, weights)
-    bucket = Bucket.of(location.authority, target.s3, "target")
+
+    def wants(name: str) -> bool:
+        return any(fnmatch(name.rpartition("/")[2], pattern) for pattern in patterns)
+
     try:
-        return download_folder(
-            bucket, location.path, lambda name: any(fnmatch(name.rpartition("/")[2], pattern) for pattern in patterns)
-        )
+        return opening.fetch_objects(target.model, target.s3, "target", wants)
     except FileNotFoundError as error:
         raise not_found(target, "there is no object below it") from error
 

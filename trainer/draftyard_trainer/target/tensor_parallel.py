@@ -1,7 +1,7 @@
 """A target over several processes: process 0 decides what is computed, the others compute along.
 
-Everything that process 0 does with the target, calibration, probes and captures alike, goes through `forward`; the
-others wait for its inputs, and see nothing else.
+Before process 0 runs the target, for calibration, probes and captures alike, it sends an order with the inputs; the
+others wait for orders, and see nothing else.
 """
 
 from __future__ import annotations
@@ -74,11 +74,14 @@ class Ranks:
                 module(input_ids=ids_BT, use_cache=False)
 
 
+ALONE = Ranks()
+
+
 @contextmanager
 def join(size: int) -> Iterator[Ranks]:
     """Join the other processes of this target, if there are any; those that follow are let go at the end."""
     if size == 1:
-        yield Ranks()
+        yield ALONE
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")

@@ -6,6 +6,7 @@ takes what an earlier download left.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
@@ -31,21 +32,33 @@ class PresetRows:
 
     preset: Preset
 
+    @functools.cached_property
+    def _tables(self) -> list[Any]:
+        return [load(table) for table in self.preset.tables]
+
     def sha256(self) -> str:
         """Hash of what decides the rows: tables, their commits or contents, and how rows become conversations."""
         said = [f"{self.preset.name} {MAPPING_VERSION}"]
-        said += [f"{table} {identity(table)}" for table in self.preset.tables]
+        said += [f"{table} {identity}" for table, identity in zip(self.preset.tables, self._identities(), strict=True)]
         return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
     def rows(self) -> Iterator[Any | BadRow]:
         """Conversations, as `conversation.read_row` takes them. Raises Failure."""
-        for table in self.preset.tables:
-            for row in load(table):
+        for table in self._tables:
+            for row in table:
                 try:
                     yield self.preset.to_conversation(row)
                 except (KeyError, TypeError):
                     # a column that the published table has not: told as skipped rows, and nothing is guessed
                     yield BadRow(SkipReason.MALFORMED)
+
+    def _identities(self) -> list[str]:
+        """The commit behind each table, or the hash of its files in a mirror. Raises Failure."""
+        folders = [mirrored(table) for table in self.preset.tables]
+        if any(folders):
+            return [content_sha256(folder) for folder in folders if folder is not None]
+        # made of the commit and of the files that were read
+        return [str(table._fingerprint) for table in self._tables]  # noqa: SLF001  the library has no other word for it
 
 
 def find(name: str) -> PresetRows:
@@ -66,16 +79,6 @@ def mirrored(table: Published) -> Path | None:
         message = f"{ENV_DATASETS}: {folder} does not exist; copy the files of {table.hub_id} there"
         raise Failure(ExitCode.NOT_FOUND, Reason.DATA_NOT_FOUND, message)
     return folder
-
-
-def identity(table: Published) -> str:
-    """The commit behind a table, or the hash of its files in a mirror. Raises Failure."""
-    folder = mirrored(table)
-    if folder is not None:
-        return content_sha256(folder)
-    dataset = load(table)
-    # made of the commit and of the files that were read
-    return str(dataset._fingerprint)  # noqa: SLF001  the library has no other word for it
 
 
 def load(table: Published) -> Any:
