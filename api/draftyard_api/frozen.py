@@ -27,9 +27,12 @@ S3_ACCESS = ("endpoint", "region", "credentialsSecretRef")
 FROZEN_TARGET = ("model", "revision", "dtype", "trustRemoteCode")
 FROZEN_HIDDEN_STATES = ("shards", "codec", "maxFailedShards")
 FROZEN_TRAIN = (
-    "epochs", "tokensPerBatch", "rowTokens", "tttSteps", "lossMaskAlignment", "objective", "outOfVocab",
+    "epochs", "tokensPerBatch", "rowTokens", "tttSteps", "unroll", "lossMaskAlignment", "objective", "outOfVocab",
     "learningRate", "warmupRatio", "gradClip", "weightDecay", "seed",
 )  # fmt: skip
+ADDED_LATER = {"train": {"unroll": "full"}}
+"""Frozen fields that earlier versions did not have. At these values they are left out of the hash, so that what was
+trained before is found again."""
 FROZEN_EVALUATE = ("minAcceptanceLength", "draftTokens", "maxPrompts", "maxNewTokens")
 
 

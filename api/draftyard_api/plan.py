@@ -60,7 +60,10 @@ def frozen_fields(spec: DraftTrainingSpec) -> dict[str, Any]:
 
 def frozen_sha256(spec: DraftTrainingSpec) -> str:
     """Hash of the frozen fields, as hex."""
-    return hashlib.sha256(canonical(frozen_fields(spec)).encode()).hexdigest()
+    fields = frozen_fields(spec)
+    for block, added in frozen.ADDED_LATER.items():
+        fields[block] = {name: value for name, value in fields[block].items() if added.get(name) != value}
+    return hashlib.sha256(canonical(fields).encode()).hexdigest()
 
 
 def fingerprint(frozen_sha256: str, target_commit: str, data_sha256: str, aux_layers: tuple[int, ...]) -> str:

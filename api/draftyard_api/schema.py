@@ -37,6 +37,7 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 Codec = Literal["none", "lossless", "balanced", "compact"]
 Alignment = Literal["runtime", "specforge"]
 Objective = Literal["kl", "lk_alpha", "lk_hybrid"]
+Unroll = Literal["full", "onPath"]
 Tracker = Literal["tensorboard", "wandb", "swanlab", "mlflow"]
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]

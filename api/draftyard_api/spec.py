@@ -24,6 +24,7 @@ from draftyard_api.schema import (
     SecretRef,
     Text,
     Tracker,
+    Unroll,
 )
 
 GpuCount = Annotated[int, Field(ge=1, le=64)]
@@ -219,6 +220,8 @@ class Train(Model):
     """What one GPU computes at once: rows are packed, never padded."""
     ttt_steps: Annotated[int, Field(ge=1, le=16)] = 7
     """Steps of training-time test: how many tokens ahead the draft learns to guess."""
+    unroll: Unroll = "full"
+    """full: every supervised token is asked all steps. onPath: only as long as a server would go on asking."""
     objective: Objective = "kl"
     """Cross-entropy against the target, or one of the acceptance objectives."""
     out_of_vocab: Literal["mask", "keep"] = "mask"

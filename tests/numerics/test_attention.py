@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from draftyard_trainer.draft.attention import Chain, Documents, attend, attend_dense
+from draftyard_trainer.draft import attention as attention_module
+from draftyard_trainer.draft.attention import Chain, Documents, attend, attend_dense, blocks
 
 HEAD_DIM = 8
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -34,6 +35,8 @@ SHAPES = {
     "every row queries": Shape((6, 7), share=1.0),
     "the first step, without a chain": Shape((6, 7), steps=0),
     "a long chain": Shape((6, 7), steps=7),
+    "few rows query": Shape((30, 12, 40), share=0.15),
+    "few rows query, without a chain": Shape((30, 12, 40), steps=0, share=0.15),
     "a key head per query head": Shape((6, 7), key_heads=4),
     "one key head": Shape((6, 7), heads=6, key_heads=1),
     "no row queries": Shape((6, 7), share=0.0),
@@ -136,6 +139,16 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
         return result
+
+
+def test_few_rows_query_in_blocks(monkeypatch: pytest.MonkeyPatch):
+    """Blocks of three rows under a mask: seams between blocks, and documents of every kind side by side."""
+    monkeypatch.setattr(attention_module, "QUERY_BLOCK", 3)
+    inputs = make_inputs(Shape((60, 3, 50), share=0.25), torch.float64)
+    kinds = {(block.is_whole, block.places is None) for block in blocks(inputs.rows, inputs.documents)}
+    assert (False, True) in kinds
+    for ours, dense in zip(inputs.run(attend), inputs.run(attend_dense), strict=True):
+        torch.testing.assert_close(ours, dense, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("attention", "is_linear"), [(attend, True), (attend_dense, False)], ids=["linear", "dense"])

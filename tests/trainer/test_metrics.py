@@ -24,6 +24,7 @@ def vector(*numbers: float) -> Tensor:
 def make_sums(**changes: Tensor) -> MetricSums:
     base = MetricSums(
         gated=vector(10, 8, 4),
+        asked=vector(10, 8, 4),
         hits=vector(6, 4, 1),
         joint=vector(6, 3, 1),
         in_vocab=vector(8, 5, 4),
@@ -67,7 +68,7 @@ def test_nothing_counted_is_no_division_by_zero():
 
 def test_sums_add_up_before_anything_is_divided():
     """A row with 10 pairs counts more than one with 2: the mean of the two quotients would be 0.8."""
-    small = make_sums(gated=vector(2, 2, 2), hits=vector(2, 0, 0), joint=vector(2, 0, 0))
+    small = make_sums(gated=vector(2, 2, 2), asked=vector(2, 2, 2), hits=vector(2, 0, 0), joint=vector(2, 0, 0))
     both = make_sums() + small
     assert both.accuracy()[0] == 8 / 12
     for entry in fields(MetricSums):
@@ -84,7 +85,7 @@ def test_one_vector_and_back():
     }
     sums = MetricSums(**numbers)
     vector_of_all = sums.flat()
-    assert vector_of_all.shape == (8 * 3 + 2,)
+    assert vector_of_all.shape == (9 * 3 + 2,)
     assert vector_of_all.dtype == torch.float64
     back = MetricSums.zeros(3).from_flat(2 * vector_of_all)
     for name, values in numbers.items():
@@ -110,6 +111,7 @@ def test_joint_prefix_is_not_the_product_of_accuracies(
 ):
     """Four rows that are supervised at two steps: the same accuracies, other chains."""
     row = make_row(num_tokens=7, turn=(1, 6))
+    row = replace(row, gates_TN=(row.positions_N < 4).expand(STEPS, -1))
     guesses = [Guess(torch.arange(4), torch.zeros(4, 1))] * 2
     sums = summed(graded(torch.tensor(hits).flatten()), guesses, row)
     assert sums.joint.tolist() == joint
@@ -124,7 +126,8 @@ def test_joint_prefix_follows_rows_that_end_early():
     for first, expected in (([True, True, False], [2, 0]), ([False, False, True], [1, 1])):
         sums = summed(graded(torch.tensor([*first, True])), guesses, row)
         assert sums.joint.tolist() == expected
-        assert sums.gated.tolist() == [3, 1]
+        assert sums.gated.tolist() == row.gates_TN.sum(1).tolist()
+        assert sums.asked.tolist() == [3, 1]
 
 
 def make_row(num_tokens: int, turn: tuple[int, int]) -> PackedRow:

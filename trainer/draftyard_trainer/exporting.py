@@ -122,6 +122,7 @@ def provenance(outcome: Outcome) -> Provenance:
             normalise="tokens",
             objective=train.objective,
             out_of_vocab=train.out_of_vocab,
+            unroll=train.unroll,
             ttt_steps=train.ttt_steps,
             decay=DECAY,
         ),

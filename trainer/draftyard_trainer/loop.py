@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,10 +16,11 @@ from draftyard_trainer.draft.model import DraftModel
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.loss import LossConfig, Teacher, step_scales, ttt_loss
 from draftyard_trainer.metrics import MetricSums
+from draftyard_trainer.on_path import OnPath, PathRule, draws
 from draftyard_trainer.optim import Optimizer, Update
 from draftyard_trainer.order import RowPlan, Step
 from draftyard_trainer.parallel import World
-from draftyard_trainer.rows import build_row, gate_counts
+from draftyard_trainer.rows import PackedRow, build_row, gate_counts
 from draftyard_trainer.ttt import unroll
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Trainer:
     teacher: Teacher
     world: World
     config: Train
+    path: PathRule = field(default_factory=PathRule)
+    """Of an unroll along the path."""
 
     def step(self, step: Step, read: Iterator[list[Sample]] | None = None) -> StepReport:
         """Gradients of this process's rows, summed over all processes, then one update.
@@ -72,7 +75,8 @@ class Trainer:
             samples = next(arriving)
             waited += time.perf_counter() - started
             row = build_row(samples, self.config.ttt_steps, self.config.loss_mask_alignment).to(self.world.device)
-            loss = ttt_loss(self.draft, unroll(self.draft, row), row, self.teacher, config)
+            guesses = unroll(self.draft, row, self.goes_on(step, samples, row))
+            loss = ttt_loss(self.draft, guesses, row, self.teacher, config)
             loss.total.backward()
             self.optimizer.collect()
             sums = sums + loss.sums.to("cpu")
@@ -80,6 +84,14 @@ class Trainer:
         update = self.optimizer.step(step.index)
         tokens = int(self.dataset.lengths[[doc_id for row in step.rows for doc_id in row]].sum())
         return StepReport(update, sums.from_flat(self.world.sum(sums.flat())), tokens, waited)
+
+    def goes_on(self, step: Step, samples: Sequence[Sample], row: PackedRow) -> OnPath | None:
+        """What leaves the unroll early: nothing, unless the spec asks for the path of a server."""
+        if self.config.unroll == "full":
+            return None
+        documents = [sample.document for sample in samples]
+        draws_TN = draws(documents, self.config.seed, step.epoch, self.config.ttt_steps).to(self.world.device)
+        return OnPath(self.draft, row, self.teacher, draws_TN, self.path)
 
     def share(self, step: Step) -> tuple[tuple[int, ...], ...]:
         """Rows of a step that are up to this process."""

@@ -52,6 +52,18 @@ class Teacher:
         weight = self.weight_DH
         return self.head.cap(wide_product(last_CH.to(weight.device, weight.dtype), weight))
 
+    def logit_of(self, last_RH: Tensor, place_R: Tensor) -> Tensor:
+        """Scaled and capped logit `[R]` of one draft id per row, fp32 or wider."""
+        weight_RH = self.weight_DH[place_R]
+        wide = torch.promote_types(weight_RH.dtype, torch.float32)
+        return self.head.cap((last_RH.to(weight_RH.device, wide) * weight_RH).sum(-1))
+
+    def find(self, token_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Draft id of each target id, any where it has none, and whether it has one."""
+        token_R = token_R.to(self.ids.device, torch.int64)
+        place_R = torch.searchsorted(self.ids, token_R).clamp(max=len(self.ids) - 1)
+        return place_R, self.ids[place_R] == token_R
+
 
 @dataclass(frozen=True, eq=False)
 class LossConfig:
@@ -183,8 +195,7 @@ def teach(teacher: Teacher, row: PackedRow, low: int, high: int) -> Lesson:
     log_mass = torch.logsumexp(log_p, dim=-1)
     p = log_p.sub_(log_mass[:, None]).exp()
     entropy = -log_p.mul_(p).sum(-1)
-    tok = row.tok[low:high].to(teacher.ids.device, torch.int64)
-    choice = torch.searchsorted(teacher.ids, tok).clamp(max=len(teacher.ids) - 1)
+    choice, in_vocab = teacher.find(row.tok[low:high])
     lse = row.lse[low:high].to(log_mass.device, log_mass.dtype)
     return Lesson(
         p=p,
@@ -192,7 +203,7 @@ def teach(teacher: Teacher, row: PackedRow, low: int, high: int) -> Lesson:
         # A tie within rounding may put the mass a hair above the whole.
         p_absolute=(log_mass - lse).exp().clamp(max=1.0),
         choice=choice,
-        in_vocab=teacher.ids[choice] == tok,
+        in_vocab=in_vocab,
     )
 
 
@@ -288,11 +299,10 @@ class Chunk:
 
 def chunks(labels: Sequence[Tensor], num_labels: int, vocabulary: int) -> Iterator[Chunk]:
     """All students, in chunks of label rows whose logits fit into CHUNK_BYTES. The labels of a step ascend."""
-    size = chunk_labels(len(labels), vocabulary, labels[0].device)
-    edges = torch.arange(0, num_labels + size, size, device=labels[0].device)
+    edges = chunk_edges(labels, num_labels, vocabulary)
     bounds = torch.stack([torch.searchsorted(label, edges) for label in labels]).tolist()
     starts = [0, *itertools.accumulate(len(label) for label in labels)]
-    for number, low in enumerate(range(0, num_labels, size)):
+    for number, (low, high) in enumerate(itertools.pairwise(edges.tolist())):
         parts: list[Part] = []
         count = 0
         for step, (label, bound) in enumerate(zip(labels, bounds, strict=True)):
@@ -302,7 +312,7 @@ def chunks(labels: Sequence[Tensor], num_labels: int, vocabulary: int) -> Iterat
                 parts.append(Part(step, rows, places, as_slice(label[begin:end] - low)))
                 count = rows.stop
         if parts:
-            yield Chunk(low, min(low + size, num_labels), tuple(parts))
+            yield Chunk(low, high, tuple(parts))
 
 
 def as_slice(ascending: Tensor) -> slice | Tensor:
@@ -312,9 +322,17 @@ def as_slice(ascending: Tensor) -> slice | Tensor:
     return ascending
 
 
-def chunk_labels(num_steps: int, vocabulary: int, device: torch.device) -> int:
-    """Label rows of a chunk: each may have a student at every step."""
-    return max(1, min(CHUNK_ROWS[device.type], CHUNK_BYTES[device.type] // (4 * vocabulary)) // num_steps)
+def chunk_edges(labels: Sequence[Tensor], num_labels: int, vocabulary: int) -> Tensor:
+    """Where chunks begin, and the end: as many label rows as have students, or a teacher, for a chunk's logits."""
+    joined = torch.cat(tuple(labels))
+    most = min(CHUNK_ROWS[joined.device.type], CHUNK_BYTES[joined.device.type] // (4 * vocabulary))
+    # a label row that begins below the size brings at most a student of every step
+    size = max(1, most - len(labels) + 1)
+    running = torch.bincount(joined, minlength=num_labels).clamp(min=1).cumsum(0)
+    wanted = torch.arange(size, num_labels * len(labels) + size, size, device=joined.device)
+    inner = torch.searchsorted(running, wanted, right=True).clamp(max=num_labels)
+    edges: Tensor = torch.cat([inner.new_zeros(1), inner]).unique()
+    return edges
 
 
 def summed(grades: Grades, asked: Sequence[Guess], row: PackedRow) -> MetricSums:
@@ -333,7 +351,8 @@ def summed(grades: Grades, asked: Sequence[Guess], row: PackedRow) -> MetricSums
 
     counted = grades.in_vocab
     return MetricSums(
-        gated=torch.tensor(counts, dtype=torch.float64, device=grades.hit.device),
+        gated=row.gates_TN.sum(1, dtype=torch.float64),
+        asked=torch.tensor(counts, dtype=torch.float64, device=grades.hit.device),
         hits=per_step(grades.hit),
         joint=torch.stack(joint).double(),
         in_vocab=per_step(counted),

@@ -16,6 +16,8 @@ class MetricSums:
 
     gated: Tensor
     """Supervised pairs."""
+    asked: Tensor
+    """Those that were run: all, unless rows leave the unroll when their chain is rejected."""
     hits: Tensor
     """The draft's first choice is the target's."""
     joint: Tensor
@@ -65,10 +67,10 @@ class MetricSums:
 
     def accuracy(self) -> Tensor:
         """`[T]`: share of the pairs of each step that hit."""
-        return self.hits / self.gated.clamp(min=1)
+        return self.hits / self.asked.clamp(min=1)
 
     def prefix_accuracy(self) -> Tensor:
-        """`[T]`: share of the pairs of each step that hit, with all earlier steps of their row."""
+        """`[T]`: share of the supervised pairs that hit, with all earlier steps of their row; one not run is none."""
         return self.joint / self.gated.clamp(min=1)
 
     def divergence(self) -> Tensor:
@@ -77,7 +79,7 @@ class MetricSums:
 
     def acceptance(self) -> Tensor:
         """`[T]`: expected acceptance at temperature 1."""
-        return self.accept / self.gated.clamp(min=1)
+        return self.accept / self.asked.clamp(min=1)
 
     def tau_sim(self, draft_tokens: int) -> float:
         """Simulated acceptance length with K = `draft_tokens`: 1 plus the joint accuracies of the first K steps."""

@@ -155,7 +155,9 @@ class Run:
     def _identity(self) -> Identity:
         train, manifest = self.task.train, self.dataset.manifest
         rows = checkpoint.words(train.model_dump(by_alias=True, include=ROWS))
-        conventions = checkpoint.words({**train.model_dump(by_alias=True, include=CONVENTIONS), "decay": DECAY})
+        # not named at its default: checkpoints from before it was there go on
+        named = CONVENTIONS if train.unroll == "full" else CONVENTIONS | {"unroll"}
+        conventions = checkpoint.words({**train.model_dump(by_alias=True, include=named), "decay": DECAY})
         states = self.task.hidden_states
         return Identity(
             plan_hash=plan_hash(self.plan, manifest.tokens_sha256, (rows, conventions)),

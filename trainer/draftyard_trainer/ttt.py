@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -19,11 +20,20 @@ class Guess:
     rows: Tensor
     hidden: Tensor
 
+    def of(self, kept: Tensor) -> Guess:
+        """The rows at the places `kept`, ascending."""
+        return self if len(kept) == len(self.rows) else Guess(self.rows[kept], self.hidden[kept])
 
-def unroll(draft: DraftModel, row: PackedRow) -> list[Guess]:
+
+GoesOn = Callable[[int, Guess], Tensor]
+"""Of the rows of a step, `[R_k]`, those that the next step runs: what it leaves out is never asked again."""
+
+
+def unroll(draft: DraftModel, row: PackedRow, goes_on: GoesOn | None = None) -> list[Guess]:
     """Run all steps of one packed row. A row runs at step k only while it is supervised there or later.
 
     That is exact: prompt rows are read as step-0 keys alone, and a row that is supervised no more is never read again.
+    `goes_on` drops more of them.
     """
     needed_TN = row.needed_TN()
     state = draft.start(row.documents)
@@ -33,6 +43,8 @@ def unroll(draft: DraftModel, row: PackedRow) -> list[Guess]:
     guesses = [Guess(rows, hidden)]
     for step in range(1, len(needed_TN)):
         kept = needed_TN[step][rows].nonzero().squeeze(1)
+        if goes_on is not None:
+            kept = kept[goes_on(step - 1, Guess(rows, hidden).of(kept))]
         rows = rows[kept]
         state.narrow(kept)
         hidden = draft.next_step(
@@ -48,7 +60,4 @@ def unroll(draft: DraftModel, row: PackedRow) -> list[Guess]:
 
 def supervised_hidden(guess: Guess, gate_N: Tensor) -> Guess:
     """The part of a step that carries loss."""
-    chosen = gate_N[guess.rows]
-    if bool(chosen.all()):
-        return guess
-    return Guess(guess.rows[chosen], guess.hidden[chosen])
+    return guess.of(gate_N[guess.rows].nonzero().squeeze(1))

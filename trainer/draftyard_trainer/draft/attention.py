@@ -7,7 +7,8 @@ for drafted ones. `attend_dense` is the reference with an [N, N] matrix; `attend
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,10 @@ from torch import Tensor
 
 # N rows of a packed micro-batch, R queried rows, C = k chain steps, h query heads, g key heads, d head size
 
+FEW = 3
+"""A document with fewer queried rows than one in so many computes the scores of these alone, under a mask."""
+QUERY_BLOCK = 128
+"""Such rows of a document at a time: their mask and their scores are no matrix of all rows."""
 UNQUERIED_LSE = 1e30
 """Log-sum-exp of a row that is not queried: exp(score - 1e30) is 0, so the row adds nothing to a gradient."""
 
@@ -94,9 +99,7 @@ class _ChainAttention(torch.autograd.Function):
         indices: tuple[Tensor, ...],
         *chain: Tensor,
     ) -> Tensor:
-        query_Nhd = spread(query_Rhd, rows_R, len(key_Ngd))
-        output_Nhd, lse_Nh = causal_forward(query_Nhd, key_Ngd, value_Ngd, documents)
-        output_Rhd, lse_Rh = output_Nhd[rows_R], lse_Nh[rows_R]
+        output_Rhd, lse_Rh = causal_forward(query_Rhd, rows_R, key_Ngd, value_Ngd, documents)
         if chain:
             keys, values = stacked(chain[0::2], indices), stacked(chain[1::2], indices)
             scores_RhC = own_scores(query_Rhd, keys)
@@ -114,17 +117,14 @@ class _ChainAttention(torch.autograd.Function):
         (grad_Rhd,) = grad_outputs
         query_Rhd, key_Ngd, value_Ngd, rows_R, output_Rhd, lse_Rh, *rest = ctx.saved_tensors  # type: ignore[attr-defined]
         indices, chain = rest[: len(rest) // 3], rest[len(rest) // 3 :]
-        num_rows = len(key_Ngd)
-        lse_Nh = lse_Rh.new_full((num_rows, lse_Rh.shape[1]), UNQUERIED_LSE).index_copy(0, rows_R, lse_Rh)
-        spread_NOut = [spread(tensor, rows_R, num_rows) for tensor in (grad_Rhd, query_Rhd, output_Rhd)]
-        grad_query_Nhd, grad_key_Ngd, grad_value_Ngd = causal_backward(
-            spread_NOut,
+        seen = Seen(query_Rhd, rows_R, output_Rhd, lse_Rh)
+        grad_query_Rhd, grad_key_Ngd, grad_value_Ngd = causal_backward(
+            grad_Rhd,
+            seen,
             key_Ngd,
             value_Ngd,
-            lse_Nh,
             ctx.documents,  # type: ignore[attr-defined]
         )
-        grad_query_Rhd = grad_query_Nhd[rows_R]
         if not chain:
             return grad_query_Rhd, grad_key_Ngd, grad_value_Ngd, None, None, None
         keys, values = stacked(chain[0::2], indices), stacked(chain[1::2], indices)
@@ -171,6 +171,83 @@ def outer(left_RhC: Tensor, right_Rhd: Tensor, like_RgCd: Tensor) -> Tensor:
     return product
 
 
+# -- The step-0 block ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Queried rows, and what they saw: merged output `[R, h, d]` and merged log-sum-exp `[R, h]`."""
+
+    query: Tensor
+    rows: Tensor
+    output: Tensor
+    lse: Tensor
+
+
+def causal_forward(
+    query_Rhd: Tensor, rows_R: Tensor, key_Ngd: Tensor, value_Ngd: Tensor, documents: Documents
+) -> tuple[Tensor, Tensor]:
+    """Causal attention inside each document: output `[R, h, d]`, log-sum-exp `[R, h]` in fp32 or wider."""
+    if query_Rhd.is_cuda:
+        output, lse_hN, *_ = torch.ops.aten._flash_attention_forward(  # noqa: SLF001  the stock kernel behind sdpa
+            spread(query_Rhd, rows_R, len(key_Ngd)), key_Ngd, value_Ngd, documents.cu_tensor, documents.cu_tensor,
+            documents.longest, documents.longest, 0.0, True, False,
+        )  # fmt: skip
+        return output[rows_R], lse_hN.transpose(0, 1)[rows_R]
+    groups = key_Ngd.shape[1]
+    output_Rhd = torch.empty_like(query_Rhd)
+    lse_Rh = query_Rhd.new_empty(query_Rhd.shape[:2], dtype=torch.promote_types(query_Rhd.dtype, torch.float32))
+    for block in blocks(rows_R, documents):
+        output_gqTd, lse_gqT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001
+            heads_first(block.laid_out(query_Rhd), groups), shared(key_Ngd[block.keys], query_Rhd),
+            shared(value_Ngd[block.keys], query_Rhd), 0.0, block.is_causal, attn_mask=block.mask(rows_R, query_Rhd),
+        )  # fmt: skip
+        output_Rhd[block.queries] = block.picked(rows_first(output_gqTd))
+        lse_Rh[block.queries] = block.picked(lse_gqT.flatten(0, 1).transpose(0, 1))
+    return output_Rhd, lse_Rh
+
+
+def causal_backward(
+    grad_Rhd: Tensor, seen: Seen, key_Ngd: Tensor, value_Ngd: Tensor, documents: Documents
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the step-0 query, key and value."""
+    if grad_Rhd.is_cuda:
+        return cuda_backward(grad_Rhd, seen, key_Ngd, value_Ngd, documents)
+    groups = key_Ngd.shape[1]
+    grad_query_Rhd = torch.empty_like(seen.query)
+    grad_key_Ngd, grad_value_Ngd = torch.zeros_like(key_Ngd), torch.zeros_like(value_Ngd)
+    for block in blocks(seen.rows, documents):
+        lse_gqT1 = heads_first(block.laid_out(seen.lse, UNQUERIED_LSE)[..., None], groups)
+        query_gqTd, key_gqTd, value_gqTd = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(  # noqa: SLF001
+            heads_first(block.laid_out(grad_Rhd), groups), heads_first(block.laid_out(seen.query), groups),
+            shared(key_Ngd[block.keys], grad_Rhd), shared(value_Ngd[block.keys], grad_Rhd),
+            heads_first(block.laid_out(seen.output), groups), lse_gqT1[..., 0], 0.0, block.is_causal,
+            attn_mask=block.mask(seen.rows, grad_Rhd),
+        )  # fmt: skip
+        grad_query_Rhd[block.queries] = block.picked(rows_first(query_gqTd))
+        # A shared key head collects the gradients of all query heads that read it.
+        grad_key_Ngd[block.keys] += key_gqTd.sum(1).transpose(0, 1)
+        grad_value_Ngd[block.keys] += value_gqTd.sum(1).transpose(0, 1)
+    return grad_query_Rhd, grad_key_Ngd, grad_value_Ngd
+
+
+def cuda_backward(
+    grad_Rhd: Tensor, seen: Seen, key_Ngd: Tensor, value_Ngd: Tensor, documents: Documents
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same on a GPU: one kernel takes all documents, with every row in its place."""
+    num_rows = len(key_Ngd)
+    lse_Nh = seen.lse.new_full((num_rows, seen.lse.shape[1]), UNQUERIED_LSE).index_copy(0, seen.rows, seen.lse)
+    grad_Nhd, query_Nhd, output_Nhd = (
+        spread(tensor, seen.rows, num_rows) for tensor in (grad_Rhd, seen.query, seen.output)
+    )
+    state = torch.zeros(2, dtype=torch.int64, device=grad_Rhd.device)
+    grad_query_Nhd, grad_key_Ngd, grad_value_Ngd = torch.ops.aten._flash_attention_backward(  # noqa: SLF001
+        grad_Nhd, query_Nhd, key_Ngd, value_Ngd, output_Nhd, lse_Nh.transpose(0, 1).contiguous(),
+        documents.cu_tensor, documents.cu_tensor, documents.longest, documents.longest, 0.0, True, state, state,
+    )  # fmt: skip
+    return grad_query_Nhd[seen.rows], grad_key_Ngd, grad_value_Ngd
+
+
 def spread(tensor_R: Tensor, rows_R: Tensor, num_rows: int) -> Tensor:
     """Rows at their places among all N, zero elsewhere."""
     if len(rows_R) == num_rows:
@@ -178,57 +255,58 @@ def spread(tensor_R: Tensor, rows_R: Tensor, num_rows: int) -> Tensor:
     return tensor_R.new_zeros((num_rows, *tensor_R.shape[1:])).index_copy(0, rows_R, tensor_R)
 
 
-def causal_forward(
-    query_Nhd: Tensor, key_Ngd: Tensor, value_Ngd: Tensor, documents: Documents
-) -> tuple[Tensor, Tensor]:
-    """Causal attention inside each document: output `[N, h, d]`, log-sum-exp `[N, h]` in fp32 or wider."""
-    if query_Nhd.is_cuda:
-        output, lse_hN, *_ = torch.ops.aten._flash_attention_forward(  # noqa: SLF001  the stock kernel behind sdpa
-            query_Nhd, key_Ngd, value_Ngd, documents.cu_tensor, documents.cu_tensor,
-            documents.longest, documents.longest, 0.0, True, False,
-        )  # fmt: skip
-        return output, lse_hN.transpose(0, 1)
-    outputs, lses = [], []
-    for part in slices(documents):
-        groups = key_Ngd.shape[1]
-        output_gqTd, lse_gqT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001
-            heads_first(query_Nhd[part], groups), shared(key_Ngd[part], query_Nhd), shared(value_Ngd[part], query_Nhd),
-            0.0, True,
-        )  # fmt: skip
-        outputs.append(rows_first(output_gqTd))
-        lses.append(lse_gqT.flatten(0, 1).transpose(0, 1))
-    return torch.cat(outputs), torch.cat(lses)
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Queried rows of one document that go through the kernel together, and the keys that they may see."""
+
+    queries: slice
+    """Among the R queried rows."""
+    keys: slice
+    """Among all N rows, from the document's first."""
+    places: Tensor | None
+    """Where in the document the queried rows are, if the whole document is laid out; None: they are side by side."""
+    is_whole: bool
+    """Whether every row of the keys is queried."""
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether row i is query i and key i, so that the kernel needs no mask."""
+        return self.is_whole or self.places is not None
+
+    def laid_out(self, tensor_R: Tensor, elsewhere: float = 0.0) -> Tensor:
+        """The queried rows as the kernel takes them."""
+        own = tensor_R[self.queries]
+        if self.places is None:
+            return own
+        length = self.keys.stop - self.keys.start
+        return own.new_full((length, *own.shape[1:]), elsewhere).index_copy_(0, self.places, own)
+
+    def picked(self, tensor_T: Tensor) -> Tensor:
+        """The queried rows of what the kernel gives."""
+        return tensor_T if self.places is None else tensor_T[self.places]
+
+    def mask(self, rows_R: Tensor, like: Tensor) -> Tensor | None:
+        """What is added to scores, `[queries, keys]`: -inf where a key is behind its query."""
+        if self.is_causal:
+            return None
+        keys = torch.arange(self.keys.start, self.keys.stop, device=rows_R.device)
+        later = keys > rows_R[self.queries][:, None]
+        return like.new_zeros(later.shape).masked_fill_(later, -torch.inf)
 
 
-def causal_backward(
-    spread_NOut: Sequence[Tensor], key_Ngd: Tensor, value_Ngd: Tensor, lse_Nh: Tensor, documents: Documents
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the step-0 query, key and value; `spread_NOut` is grad, query and merged output, `[N, h, d]`."""
-    grad_Nhd, query_Nhd, output_Nhd = spread_NOut
-    if query_Nhd.is_cuda:
-        state = torch.zeros(2, dtype=torch.int64, device=query_Nhd.device)
-        grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(  # noqa: SLF001
-            grad_Nhd, query_Nhd, key_Ngd, value_Ngd, output_Nhd, lse_Nh.transpose(0, 1).contiguous(),
-            documents.cu_tensor, documents.cu_tensor, documents.longest, documents.longest, 0.0, True, state, state,
-        )  # fmt: skip
-        return grads
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for part in slices(documents):
-        groups = key_Ngd.shape[1]
-        query_gqTd, key_gqTd, value_gqTd = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(  # noqa: SLF001
-            heads_first(grad_Nhd[part], groups), heads_first(query_Nhd[part], groups),
-            shared(key_Ngd[part], query_Nhd), shared(value_Ngd[part], query_Nhd),
-            heads_first(output_Nhd[part], groups), heads_first(lse_Nh[part][..., None], groups)[..., 0], 0.0, True,
-        )  # fmt: skip
-        # A shared key head collects the gradients of all query heads that read it.
-        parts.append((rows_first(query_gqTd), key_gqTd.sum(1).transpose(0, 1), value_gqTd.sum(1).transpose(0, 1)))
-    query_parts, key_parts, value_parts = zip(*parts, strict=True)
-    return torch.cat(query_parts), torch.cat(key_parts), torch.cat(value_parts)
-
-
-def slices(documents: Documents) -> list[slice]:
-    """The rows of each document."""
-    return [slice(start, end) for start, end in zip(documents.cu, documents.cu[1:], strict=False)]
+def blocks(rows_R: Tensor, documents: Documents) -> Iterator[Block]:
+    """All queried rows. Few rows of a document are not worth the scores of all others: they go side by side."""
+    bounds = torch.searchsorted(rows_R, documents.cu_tensor.to(rows_R.dtype)).tolist()
+    for (start, end), (first, last) in zip(itertools.pairwise(documents.cu), itertools.pairwise(bounds), strict=True):
+        count, length = last - first, end - start
+        if count == length:
+            yield Block(slice(first, last), slice(start, end), None, is_whole=True)
+        elif count * FEW > length:
+            yield Block(slice(first, last), slice(start, end), rows_R[first:last] - start, is_whole=False)
+        else:
+            for low in range(first, last, QUERY_BLOCK):
+                high = min(low + QUERY_BLOCK, last)
+                yield Block(slice(low, high), slice(start, int(rows_R[high - 1]) + 1), None, is_whole=False)
 
 
 def heads_first(tensor_Thd: Tensor, groups: int) -> Tensor:

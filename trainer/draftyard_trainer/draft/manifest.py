@@ -66,6 +66,8 @@ class Conventions(Model):
     """kl, lk_alpha or lk_hybrid."""
     out_of_vocab: str
     """mask or keep."""
+    unroll: str = "full"
+    """full or onPath."""
     ttt_steps: int
     """T: steps of the unroll."""
     decay: float
