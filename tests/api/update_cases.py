@@ -85,6 +85,7 @@ UPDATES = (
         frozen_case(f"train.{name}", before, after)
         for name, before, after in (
             ("epochs", 1, 2), ("tokensPerBatch", 65536, 8192), ("rowTokens", 8192, 65536), ("tttSteps", 7, 4),
+            ("unroll", "full", "onPath"),
             ("lossMaskAlignment", "runtime", "specforge"), ("objective", "kl", "lk_alpha"),
             ("outOfVocab", "mask", "keep"), ("learningRate", 0.0001, 0.001), ("warmupRatio", 0.015, 0.1),
             ("gradClip", 0.5, 1), ("weightDecay", 0, 0.1), ("seed", 42, 7),

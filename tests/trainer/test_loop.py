@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,11 @@ from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.hidden_states.source import one_ahead
 from draftyard_trainer.loop import HELD_OUT_DOCUMENTS, StepReport, Trainer
 from draftyard_trainer.loss import Teacher
+from draftyard_trainer.on_path import PathRule
 from draftyard_trainer.optim import Optimizer
 from draftyard_trainer.order import Step
 from draftyard_trainer.parallel import World
-from draftyard_trainer.rows import gate_counts
+from draftyard_trainer.rows import build_row, gate_counts
 from draftyard_trainer.target.head import TargetHead
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -267,6 +268,32 @@ def test_alone_there_is_no_group(monkeypatch):
 )
 def test_the_gradient_does_not_depend_on_micro_batches(rows):
     assert_close(gradients_of(build_trainer(), build_step(*rows)), gradients_of(build_trainer(), FOUR_ROWS), rtol=2e-6)
+
+
+def test_the_path_of_a_row_does_not_depend_on_its_company():
+    """Which rows leave the unroll is drawn by document and position: other neighbours, the same gradient."""
+    step = build_step((8, 1), (6, 3), (5, 4), (2, 7))
+    assert_close(gradients_of(on_path(), step), gradients_of(on_path(), FOUR_ROWS), rtol=2e-6)
+    (asked,) = {tuple(on_path().step(each).sums.asked.tolist()) for each in (step, FOUR_ROWS)}
+    gated = build_trainer().count_supervised(FOUR_ROWS).tolist()
+    assert asked[0] == gated[0]
+    assert 0 < asked[2] < asked[1] < gated[1]
+
+
+def on_path() -> Trainer:
+    """A draft that knows nothing: it is the floor that lets rows go on."""
+    trainer = build_trainer(config=CONFIG.model_copy(update={"unroll": "onPath"}))
+    return replace(trainer, path=PathRule(floor=0.4))
+
+
+def test_another_epoch_draws_another_path():
+    trainer = on_path()
+    samples = trainer.source.samples((1, 2))
+    row = build_row(samples, trainer.config.ttt_steps)
+    first, second = (trainer.goes_on(replace(FOUR_ROWS, epoch=epoch), samples, row) for epoch in (0, 1))
+    assert first is not None
+    assert second is not None
+    assert not torch.equal(first.draws_TN, second.draws_TN)
 
 
 def test_normalisers_count_the_pairs_of_the_whole_step():

@@ -451,6 +451,7 @@ def test_a_warm_start_is_refused(workshop):
         ("rows", "seed=7", {"train": {"seed": 7}}),
         ("rows", "tokensPerBatch=384", {"train": {"tokens_per_batch": 384}}),
         ("conventions", "tttSteps=2", {"train": {"ttt_steps": 2}}),
+        ("conventions", "unroll=onPath", {"train": {"unroll": "onPath"}}),
         ("rows", "epochs=3", {"train": {"epochs": 3}}),
         ("conventions", "objective=lk_alpha", {"train": {"objective": "lk_alpha"}}),
         ("draft", "intermediate_size=96", {"draft": {"intermediate_size": 96}}),
