@@ -77,12 +77,12 @@ def make(folder: Path, model: Path, conversations: Path) -> None:
 def answered(folder: Path, target: CapturedTarget, files: TargetFiles, conversations: Path) -> tuple[Answer, ...]:
     """Short prompts of real conversations, in their order, and what the target says to them."""
     store, run = LocalStore(folder / "workspace"), "on-policy"
+    source = DataSource(file=FileSource(uri=f"file://{conversations.resolve()}"))
     task = PrepareTask(
-        run=run, uid="bench", workspace=store.uri, mode="Offline",
-        target=Target(model=f"file://{files.path.resolve()}"), draft=Draft(vocab_size=DRAFT_VOCABULARY), export=Export(), evaluates=False, frozen_sha256="0" * 64,
-        data=Data(source=DataSource(file=FileSource(uri=f"file://{conversations.resolve()}")), max_samples=4000,
-                  max_length=1024, eval_fraction=0.0),
-        train=Train(row_tokens=1024, tokens_per_batch=1024),
+        run=run, uid="bench", workspace=store.uri, mode="Offline", frozen_sha256="0" * 64, evaluates=False,
+        target=Target(model=f"file://{files.path.resolve()}"), draft=Draft(vocab_size=DRAFT_VOCABULARY),
+        data=Data(source=source, max_samples=4000, max_length=1024, eval_fraction=0.0),
+        train=Train(row_tokens=1024, tokens_per_batch=1024), export=Export(),
     )  # fmt: skip
     prepared = prepare(task, Reporter(Stage.PREPARE)).prepared
     assert prepared is not None
