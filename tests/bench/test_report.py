@@ -74,7 +74,7 @@ def curve(*points: tuple[float, float]) -> list[dict[str, Any]]:
 
 
 def test_time_to_an_acceptance_length_is_read_between_looks(tmp_path, capsys):
-    """Full reaches 1.4 after 100 s; the other one passes it half way between 20 and 40 s; a peer takes twice as long."""
+    """Full ends with 1.4 after 100 s; the other passes it half way between 20 and 40 s; a peer takes twice as long."""
     page = write(tmp_path, {"h576-t512-b4": {**case(1.0, 2.0, 4.0), "dense": False}})
     curves = {"full": curve((50, 1.2), (100, 1.4)), "early": curve((20, 1.3), (40, 1.5)), "bad": curve((10, 1.1))}
     (tmp_path / "on-path.json").write_text(json.dumps(curves))
