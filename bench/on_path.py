@@ -27,7 +27,7 @@ from rich.progress import track
 import on_policy
 from draftyard import Documents
 from draftyard_api.spec import Draft, Train
-from draftyard_trainer.chain import ChainAcceptance, count_rounds, propose, summarise
+from draftyard_trainer.chain import RoundCounts, count_rounds, propose, summarise
 from draftyard_trainer.draft.config import derive
 from draftyard_trainer.draft.model import DraftModel
 from draftyard_trainer.loop import Trainer
@@ -40,7 +40,7 @@ from draftyard_trainer.parallel import World
 SEEDS = (1, 2, 3)
 ROW = 1024
 LEARNING_RATE = 0.001
-JUDGED_EVERY = 40
+JUDGED_EVERY = 20
 DRAFT_TOKENS = (3, 7)
 """Lengths are told for both: what is served by default, and all that is trained."""
 
@@ -50,7 +50,7 @@ class Variant:
     """One way to unroll, for so many epochs."""
 
     name: str
-    epochs: int = 4
+    epochs: int = 2
     rule: PathRule | None = None
 
     def config(self, seed: int) -> Train:
@@ -68,7 +68,7 @@ VARIANTS = {
         Variant("argmax-floor0.1", rule=PathRule("argmax", 0.1)),
         Variant("argmax-floor0.3", rule=PathRule("argmax", 0.3)),
         Variant("sampled-floor0.1", rule=PathRule("sampled", 0.1)),
-        Variant("sampled-floor0.1-twice", epochs=8, rule=PathRule("sampled", 0.1)),
+        Variant("sampled-floor0.1-twice", epochs=4, rule=PathRule("sampled", 0.1)),
     )
 }
 
@@ -99,18 +99,20 @@ def train(variant: Variant, seed: int, data: on_policy.OnPolicy, config: Any) ->
         seconds += time.process_time() - started
         asked, gated = asked + float(report.sums.asked.sum()), gated + float(report.sums.gated.sum())
         if (step.index + 1) % JUDGED_EVERY == 0 or step.index + 1 == len(steps):
-            lengths = {str(count): judge(draft, data, count).length for count in DRAFT_TOKENS}
+            lengths = judge(draft, data)
             curve.append({"step": step.index + 1, "seconds": seconds, "asked": asked / gated, "lengths": lengths})
     return curve
 
 
-def judge(draft: DraftModel, data: on_policy.OnPolicy, draft_tokens: int) -> ChainAcceptance:
-    """Tokens per round on the held-out answers, as a server would count them."""
-    counts = []
+def judge(draft: DraftModel, data: on_policy.OnPolicy) -> dict[str, float]:
+    """Tokens per round on the held-out answers, as a server would count them, by the number of proposals."""
+    counts: dict[int, list[RoundCounts]] = {each: [] for each in DRAFT_TOKENS}
     for sample in data.held_out:
-        proposed = propose(draft, sample, draft_tokens, forced=False)
-        counts.append(count_rounds(sample.document.tokens, int(sample.document.spans[0, 0]), proposed))
-    return summarise(counts)
+        # the first proposals do not depend on how many follow
+        proposed = propose(draft, sample, max(DRAFT_TOKENS), forced=False)
+        for each, found in counts.items():
+            found.append(count_rounds(sample.document.tokens, int(sample.document.spans[0, 0]), proposed[:each]))
+    return {str(each): summarise(found).length for each, found in counts.items()}
 
 
 def work(folder: Path, model: Path, name: str, seed: int) -> None:
