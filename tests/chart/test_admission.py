@@ -10,7 +10,10 @@ from rule_cases import OFFLINE, ONLINE, changed
 
 RBAC = "apis/rbac.authorization.k8s.io/v1/namespaces/{}"
 NAME = ONLINE["metadata"]["name"]
-CONFIG = {"allowedImages": ["registry.example/ml/*", "tried/once:1"], "allowedServiceAccounts": ["trainer", "team-*"]}
+CONFIG = {
+    "allowedImages": ["registry.example/ml/*", "tried/once:1"],
+    "allowedServiceAccounts": ["trainer", "team-*", "*-ml"],
+}
 TRAIN = ("draftyard.dev", "drafttrainings", ["create", "get", "patch", "update", "delete"], [])
 ALL_PODS = ("", "pods", ["create"], [])
 
@@ -158,10 +161,14 @@ def test_the_rest_of_a_pod_is_for_everybody(user, namespace):
         ("image", "draftyard-trainer:0.1.0", True),
         ("image", "tried/once:12", False),
         ("image", "registry.example/mlx/trainer", False),
-        ("serviceAccountName", "default", True),
+        ("image", "registryxexample/ml/trainer", False),
+        ("image", "mirror/registry.example/ml/trainer", False),
         ("serviceAccountName", "trainer", True),
         ("serviceAccountName", "team-a", True),
+        ("serviceAccountName", "team-b-ml", True),
+        ("serviceAccountName", "b-ml", True),
         ("serviceAccountName", "trainers", False),
+        ("serviceAccountName", "default", False),
     ],
 )
 def test_images_and_accounts_are_those_of_the_lists(server, namespace, field, value, is_allowed):
@@ -171,10 +178,10 @@ def test_images_and_accounts_are_those_of_the_lists(server, namespace, field, va
         answer.made()
         return
     accepted = {
-        "image": "draftyard-trainer:0.1.0, registry.example/ml/*, tried/once:1 (config.allowedImages of the operator)",
-        "serviceAccountName": "default, trainer, team-* (config.allowedServiceAccounts of the operator)",
+        "image": "draftyard-trainer:0.1.0, registry.example/ml/*, tried/once:1, no image (config.allowedImages",
+        "serviceAccountName": "trainer, team-*, *-ml, no name (config.allowedServiceAccounts",
     }
-    assert told(answer) == f"given {field} {value}; accepted: {accepted[field]}"
+    assert told(answer) == f"given {field} {value}; accepted: {accepted[field]} of the operator)"
 
 
 # -- Edits ----------------------------------------------------------------------------------------------------------

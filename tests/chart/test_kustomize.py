@@ -82,8 +82,6 @@ def test_a_server_takes_it(server, plane, built):
 
 
 OVERLAY = {
-    "apiVersion": "kustomize.config.k8s.io/v1beta1",
-    "kind": "Kustomization",
     "images": [{"name": "draftyard-operator", "newName": "registry.example/ml/op", "digest": f"sha256:{'0' * 64}"}],
     "configMapGenerator": [
         {"name": "draftyard", "namespace": NAMESPACE, "behavior": "replace", "files": ["config.yaml"]}
@@ -91,10 +89,29 @@ OVERLAY = {
 }
 
 
+PAGE = (ROOT / "docs" / "install.md").read_text()
+PATCH = yaml.safe_load(PAGE.split("```yaml\n")[2].split("```")[0])
+"""How the page changes the lists of the policy."""
+
+
+def overlay(folder, changes):
+    """Write an overlay of ours into a folder."""
+    base = os.path.relpath(KUSTOMIZE, folder)
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(changes | {"resources": [base]}))
+
+
+def test_the_overlay_of_the_page_changes_the_lists_of_the_policy(built, tmp_path):
+    overlay(tmp_path, PATCH)
+    policy = one(built(tmp_path), "ValidatingAdmissionPolicy")
+    lists = {each["name"]: json.loads(each["expression"]) for each in policy["spec"]["variables"][:2]}
+    assert lists == {
+        "allowedImages": ["registry.example/ml/draftyard-trainer:0.1.0"], "allowedServiceAccounts": ["trainer"],
+    }  # fmt: skip
+
+
 def test_an_overlay_changes_image_and_configuration(built, tmp_path):
     (tmp_path / "config.yaml").write_text("gpuResource: amd.com/gpu\n")
-    base = os.path.relpath(KUSTOMIZE, tmp_path)
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(OVERLAY | {"resources": [base]}))
+    overlay(tmp_path, OVERLAY)
     before, after = built(KUSTOMIZE), built(tmp_path)
     assert one(after, "ConfigMap")["data"] == {"config.yaml": "gpuResource: amd.com/gpu\n"}
     old, new = (one(objects, "Deployment")["spec"]["template"]["spec"] for objects in (before, after))

@@ -53,10 +53,10 @@ def test_an_install_makes_everything(server, release):
 
 def test_an_upgrade_changes_the_operator_and_touches_no_run(server, release, run):
     old = server.get(DEPLOYMENT).made()
-    values = {"config": {"resyncSeconds": 60}, "rbac": {"pytorchJobs": False}}
+    values = {"config": {"resyncSeconds": 90}, "rbac": {"pytorchJobs": False}}
     done = release("upgrade", RELEASE, str(CHART), values=values)
     assert done.returncode == 0, done.stderr
-    assert "resyncSeconds: 60" in server.get(CONFIG).made()["data"]["config.yaml"]
+    assert "resyncSeconds: 90" in server.get(CONFIG).made()["data"]["config.yaml"]
     assert not any("kubeflow.org" in rule["apiGroups"] for rule in server.get(ROLE).made()["rules"])
     new = server.get(DEPLOYMENT).made()
     assert new["metadata"]["generation"] == old["metadata"]["generation"] + 1
@@ -66,7 +66,7 @@ def test_an_upgrade_changes_the_operator_and_touches_no_run(server, release, run
 
 def test_a_rollback_brings_the_old_values_back(server, release):
     before = server.get(CONFIG).made()["data"]
-    assert release("upgrade", RELEASE, str(CHART), values={"config": {"resyncSeconds": 60}}).returncode == 0
+    assert release("upgrade", RELEASE, str(CHART), values={"config": {"resyncSeconds": 90}}).returncode == 0
     assert server.get(CONFIG).made()["data"] != before
     done = release("rollback", RELEASE, "1")
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from draftyard_api.names import LABEL_MANAGED
 ALL = ("pytorchJobs", "kueue", "leases")
 CONFIG_KEYS = {
     "trainerImage", "gpuResource", "allowedImages", "allowedServiceAccounts", "resyncSeconds", "maxParallelism",
-    "watchNamespaces",
+    "watchNamespaces", "fsGroup", "readWorkloads",
 }  # fmt: skip
 
 
@@ -130,7 +130,11 @@ def test_the_configuration(default, helm):
         "maxParallelism": 8,
     }  # fmt: skip
     values = {"config": given | {"trainerImage": "a/b:1"}, "watchNamespaces": ["team-a"]}
-    assert config(helm.render(values=values)) == values["config"] | {"watchNamespaces": ["team-a"]}
+    told = {"watchNamespaces": ["team-a"], "fsGroup": 10001, "readWorkloads": False}
+    assert config(helm.render(values=values)) == values["config"] | told
+    assert config(helm.render(values={"config": {"fsGroup": None}, "rbac": {"kueue": True}})) == found | {
+        "fsGroup": None, "readWorkloads": True,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -172,7 +176,7 @@ def test_another_configuration_is_another_pod(default, helm):
 
     same = one(default, "Deployment")["spec"]["template"]["metadata"]["annotations"]
     assert annotations({"metrics": {"dashboard": {"enabled": True}}}) == same
-    assert annotations({"config": {"resyncSeconds": 60}}) != same
+    assert annotations({"config": {"resyncSeconds": 90}}) != same
 
 
 # -- Around it ------------------------------------------------------------------------------------------------------
@@ -235,11 +239,11 @@ def test_alerts(alerts):
     assert "{{ $labels.namespace }}/{{ $labels.name }}" in alerts["DraftyardRunBlocked"]["annotations"]["summary"]
 
 
-def test_a_resync_is_stale_after_five_intervals(helm):
+def test_a_resync_is_stale_after_five_of_its_longest_intervals(helm):
     values = {"metrics": {"rules": {"enabled": True}}, "config": {"resyncSeconds": 60}}
     (group,) = one(helm.render(values=values), "PrometheusRule")["spec"]["groups"]
     (rule,) = (each for each in group["rules"] if each["alert"] == "DraftyardResyncStale")
-    assert rule["expr"].endswith("> 300")
+    assert rule["expr"].endswith("> 600")
 
 
 def test_the_dashboard_shows_every_series_but_one(dashboard):

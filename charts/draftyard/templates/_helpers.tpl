@@ -102,4 +102,6 @@ allowedServiceAccounts: {{ .Values.config.allowedServiceAccounts | toJson }}
 resyncSeconds: {{ int .Values.config.resyncSeconds }}
 maxParallelism: {{ int .Values.config.maxParallelism }}
 watchNamespaces: {{ .Values.watchNamespaces | toJson }}
+fsGroup: {{ .Values.config.fsGroup | toJson }}
+readWorkloads: {{ .Values.rbac.kueue }}
 {{- end }}
