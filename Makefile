@@ -42,7 +42,7 @@ check: venv ## lint, types, borders
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-cluster-programs: venv ## etcd, kube-apiserver, kube-controller-manager, kubectl, helm, out of Go modules (6 minutes, needs Go)
+cluster-programs: venv ## etcd, kube-apiserver, kube-controller-manager, kubectl, helm, promtool, out of Go modules (8 minutes, needs Go)
 	$(BIN)/python tests/cluster/programs.py
 	$(BIN)/python tests/chart/definitions.py
 
@@ -50,8 +50,9 @@ test: check verify fixtures tokenizers cluster-programs s3-server ## everything,
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 test-kubernetes-1.34: venv ## the tests of a real API server, on the oldest version that can be built
-	$(BIN)/python tests/cluster/programs.py 1.34.4
-	DRAFTYARD_KUBERNETES=1.34.4 $(BIN)/python -m pytest tests/cluster
+	$(BIN)/python tests/cluster/programs.py 1.34.4 helm-4.3.1 promtool-3.13.5
+	$(BIN)/python tests/chart/definitions.py
+	DRAFTYARD_KUBERNETES=1.34.4 $(BIN)/python -m pytest tests/cluster tests/chart
 
 crds: venv ## write crds/ from the models, and the chart's copy
 	$(BIN)/python -m draftyard_api.crd > $(CRD)

@@ -1,7 +1,7 @@
 """The programs of a cluster, made from their Go modules: `python tests/cluster/programs.py [MODULE ...]`.
 
 Each version of Kubernetes is one Go module in `modules/`, whose `go.mod` and `go.sum` pin everything; etcd and
-Kubernetes share what both are made of. Helm is a module of its own, and goes with any of them.
+Kubernetes share what both are made of. Helm and promtool are modules of their own.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Programs:
     """Its folder in `modules/`, and theirs among the programs."""
     packages: tuple[str, ...] = PACKAGES
     """Go packages of the programs."""
+    tags: tuple[str, ...] = ()
+    """What they are built with or without."""
 
     @property
     def sources(self) -> Path:
@@ -63,7 +65,8 @@ class Programs:
     def command(self) -> list[str]:
         """How they are made; two packages at a time, since each takes up to a gigabyte."""
         flags = [f"-X {variable}={value}" for variable, value in self.values.items()]
-        return ["go", "build", "-p", "2", "-trimpath", "-ldflags", " ".join(("-s -w", *flags))]
+        tags = ["-tags", ",".join(self.tags)] if self.tags else []
+        return ["go", "build", "-p", "2", "-trimpath", *tags, "-ldflags", " ".join(("-s -w", *flags))]
 
     @property
     def stamp(self) -> str:
@@ -98,12 +101,15 @@ class Programs:
 
 
 HELM = Programs("helm-4.3.1", ("helm.sh/helm/v4/cmd/helm",))
+# Prometheus' own test of alerts; it needs none of the clouds in which Prometheus looks for targets.
+PROMTOOL = Programs("promtool-3.13.5", ("github.com/prometheus/prometheus/cmd/promtool",), ("remove_all_sd",))
+OTHERS = {programs.version: programs for programs in (HELM, PROMTOOL)}
 
 
 def main() -> None:
-    """Make the programs that are named by their module, or those of the newest version and Helm."""
-    known = {folder.name: Programs(folder.name) for folder in (FOLDER / "modules").iterdir()} | {HELM.version: HELM}
-    for name in sys.argv[1:] or (NEWEST, HELM.version):
+    """Make the programs that are named by their module, or those of the newest version and all others."""
+    known = {folder.name: Programs(folder.name) for folder in (FOLDER / "modules").iterdir()} | OTHERS
+    for name in sys.argv[1:] or (NEWEST, *OTHERS):
         if name not in known:
             sys.exit(f"given {name}; accepted: {', '.join(sorted(known))}")
         if not known[name].are_made and shutil.which("go") is None:
