@@ -24,7 +24,8 @@ VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 VALUES_FILES = sorted((CHART / "ci").glob("*-values.yaml"))
 RELEASE = "draftyard"
 NAMESPACE = "draftyard-system"
-ACCOUNT = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
+ACCOUNTS = f"system:serviceaccount:{NAMESPACE}:"
+ACCOUNT = ACCOUNTS + RELEASE
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,10 @@ def claim(name: str) -> Json:
 
 
 @contextmanager
-def installed(plane: ControlPlane, values: Mapping[str, Json]) -> Iterator[Helm]:
+def installed(plane: ControlPlane, values: Mapping[str, Json], name: str = RELEASE) -> Iterator[Helm]:
     """A release, until the block is left. The kind stays, as it does for users."""
     helm = Helm(plane.folder, plane.kubeconfig)
-    done = helm("install", RELEASE, str(CHART), "--create-namespace", values=values)
+    done = helm("install", name, str(CHART), "--create-namespace", values=values)
     assert done.returncode == 0, done.stderr
     yield helm
-    assert helm("uninstall", RELEASE, "--ignore-not-found").returncode == 0
+    assert helm("uninstall", name, "--ignore-not-found").returncode == 0

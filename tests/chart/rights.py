@@ -31,7 +31,7 @@ WATCHED = (
 )
 """In every namespace that is watched."""
 CLUSTER = (Right("apiextensions.k8s.io", "customresourcedefinitions", ("list", "watch")),)
-"""In the cluster, however few namespaces are watched."""
+"""In the cluster, when all namespaces are watched."""
 OWN = (Right("coordination.k8s.io", "leases", ("get", "create", "update"), "leases"),)
 """In the operator's own namespace."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 
 import planes
@@ -10,6 +11,9 @@ import pytest
 import yaml
 from charts import CHART, NAMESPACE, one
 from programs import PROMTOOL
+
+from draftyard_api.reasons import Reason
+from draftyard_api.status import Phase
 
 PHASE = 'draftyard_drafttraining_phase{namespace="ml", name="r1", phase="%s"}'
 ATTEMPTS = 'draftyard_drafttraining_attempts_total{namespace="ml", stage="train", reason="%s"}'
@@ -57,6 +61,13 @@ def test_prometheus_reads_the_dashboard(rules):
         done = promtool("--experimental", "promql", "format", expression)
         assert done.returncode == 0, done.stderr
     assert promtool("--experimental", "promql", "format", "sum by (rate(x[5m])").returncode != 0
+
+
+def test_the_alerts_know_the_words_of_the_status(rules):
+    text = rules.read_text()
+    (phases, reasons) = (re.search(rf'{name}=~?\s*"([^"]+)"', text)[1].split("|") for name in ("phase", "reason"))
+    assert set(phases) <= set(Phase)
+    assert set(reasons) <= set(Reason)
 
 
 CASES = (

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import trainings
 import yaml
-from charts import CHART, NAMESPACE, RELEASE, Helm, child, claim, installed, one
+from charts import CHART, NAMESPACE, RELEASE, child, claim, installed
 from rule_cases import OFFLINE
 
 NAME = OFFLINE["metadata"]["name"]
@@ -106,16 +106,9 @@ def test_an_install_after_an_uninstall_takes_the_runs_over(server, plane, releas
         assert server.get(DEPLOYMENT).is_ok
 
 
-def test_a_second_release_beside_the_first(server, release, namespace):
-    values = {"crds": {"enabled": False}, "watchNamespaces": [namespace]}
-    other = ["--namespace", namespace]
-    helm = Helm(release.home, release.kubeconfig)
-    objects = helm.render(*other, values=values)
-    assert one(objects, "ValidatingAdmissionPolicy")["metadata"]["name"] == f"{NAMESPACE}-{RELEASE}"
-    done = helm("install", "second", str(CHART), values=values)
-    assert done.returncode == 0, done.stderr
-    assert server.get(f"apis/apps/v1/{BESIDE}/deployments/second").is_ok
-    assert helm("uninstall", "second").returncode == 0
+def test_a_second_release_beside_the_first(server, plane, release, namespace):
+    with installed(plane, {"crds": {"enabled": False}, "watchNamespaces": [namespace]}, "second"):
+        assert server.get(f"apis/apps/v1/{BESIDE}/deployments/second").is_ok
     assert server.get(DEPLOYMENT).is_ok
 
 

@@ -100,7 +100,7 @@ def bound(objects):
         ),
         pytest.param(
             {"watchNamespaces": ["team-a", "team-b"]},
-            {"": triples(CLUSTER), "team-a": triples(WATCHED), "team-b": triples(WATCHED)}, id="two namespaces",
+            {"team-a": triples(WATCHED), "team-b": triples(WATCHED)}, id="two namespaces",
         ),
         pytest.param({"rbac": {"create": False}}, {}, id="rights from elsewhere"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trainings
-from charts import ACCOUNT, NAMESPACE, child, claim, installed
+from charts import ACCOUNT, ACCOUNTS, NAMESPACE, child, claim, installed
 from rights import CLUSTER, OWN, WATCHED, triples
 from rule_cases import OFFLINE
 
@@ -44,6 +44,15 @@ def test_it_has_the_rights_of_the_table_and_no_more(server, namespace):
     everybody = rules(server, NOBODY, namespace)
     assert rules(server, ACCOUNT, namespace) - everybody == triples((*WATCHED, *CLUSTER), tuple(EVERYTHING))
     assert rules(server, ACCOUNT, NAMESPACE) - everybody == triples((*WATCHED, *CLUSTER, *OWN), tuple(EVERYTHING))
+
+
+def test_an_operator_of_one_namespace_has_no_right_outside(server, plane, namespace):
+    everybody = rules(server, NOBODY, namespace)
+    account = f"{ACCOUNTS}tenant"
+    with installed(plane, {"crds": {"enabled": False}, "watchNamespaces": [namespace]}, "tenant"):
+        assert rules(server, account, namespace) - everybody == triples(WATCHED)
+        assert rules(server, account, "default") - everybody == set()
+        assert server.acting_as(account).get("apis/batch/v1/jobs").status == 403
 
 
 # -- What it does ---------------------------------------------------------------------------------------------------

@@ -81,12 +81,6 @@ labels:
 {{- end }}
 {{- end }}
 
-{{- define "draftyard.discoveryRules" -}}
-- apiGroups: [apiextensions.k8s.io]
-  resources: [customresourcedefinitions]
-  verbs: [list, watch]
-{{- end }}
-
 {{- define "draftyard.subjects" -}}
 - kind: ServiceAccount
   name: {{ include "draftyard.serviceAccount" . }}
