@@ -11,6 +11,7 @@ import yaml
 from charts import ACCOUNT, CHART, NAMESPACE, RELEASE, VALUES_FILES, address, one
 from rights import CLUSTER, OWN, WATCHED, triples
 
+from draftyard_api import __version__
 from draftyard_api.names import LABEL_MANAGED
 
 ALL = ("pytorchJobs", "kueue", "leases")
@@ -39,6 +40,11 @@ def test_every_values_file(helm, file):
         if found["kind"] != "CustomResourceDefinition":
             assert found["metadata"]["labels"]["app.kubernetes.io/name"] == "draftyard"
     assert not {"PodDisruptionBudget", "Secret"} & {found["kind"] for found in objects}
+
+
+def test_the_chart_is_of_the_version_that_it_installs():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
 
 
 # -- The kind -------------------------------------------------------------------------------------------------------
