@@ -51,13 +51,14 @@ class Variant:
 
     name: str
     epochs: int = 2
+    ttt_steps: int = 7
     rule: PathRule | None = None
 
     def config(self, seed: int) -> Train:
         """The training of one seed."""
         return Train(
-            epochs=self.epochs, row_tokens=ROW, tokens_per_batch=ROW, learning_rate=LEARNING_RATE, seed=seed,
-            unroll="full" if self.rule is None else "onPath",
+            epochs=self.epochs, ttt_steps=self.ttt_steps, row_tokens=ROW, tokens_per_batch=ROW, seed=seed,
+            learning_rate=LEARNING_RATE, unroll="full" if self.rule is None else "onPath",
         )  # fmt: skip
 
 
@@ -65,10 +66,9 @@ VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("full"),
+        Variant("full-3-steps", ttt_steps=3),
         Variant("argmax-floor0.1", rule=PathRule("argmax", 0.1)),
-        Variant("argmax-floor0.3", rule=PathRule("argmax", 0.3)),
         Variant("sampled-floor0.1", rule=PathRule("sampled", 0.1)),
-        Variant("sampled-floor0.1-twice", epochs=4, rule=PathRule("sampled", 0.1)),
     )
 }
 
@@ -127,24 +127,23 @@ def work(folder: Path, model: Path, name: str, seed: int) -> None:
 
 def summary(folder: Path, names: list[str]) -> dict[str, Any]:
     """Per variant, over the seeds: the curve of the mean length against the mean time."""
-    found = {}
-    for name in names:
-        curves = [json.loads((folder / f"{name}-{seed}.json").read_text()) for seed in SEEDS]
-        found[name] = [
-            {
-                "step": points[0]["step"],
-                "seconds": statistics.mean(point["seconds"] for point in points),
-                "asked": statistics.mean(point["asked"] for point in points),
-                "lengths": {
-                    key: statistics.mean(point["lengths"][key] for point in points) for key in points[0]["lengths"]
-                },
-                "spread": {
-                    key: statistics.stdev(point["lengths"][key] for point in points) for key in points[0]["lengths"]
-                },
-            }
-            for points in zip(*curves, strict=True)
-        ]
-    return found
+    return {name: list(map(mean_of, zip(*curves(folder, name), strict=True))) for name in names}
+
+
+def curves(folder: Path, name: str) -> list[list[dict[str, Any]]]:
+    """The curve of every seed."""
+    return [json.loads((folder / f"{name}-{seed}.json").read_text()) for seed in SEEDS]
+
+
+def mean_of(points: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    """The same look at the trainings of all seeds."""
+    lengths = {key: [point["lengths"][key] for point in points] for key in points[0]["lengths"]}
+    return {
+        "step": points[0]["step"],
+        **{key: statistics.mean(point[key] for point in points) for key in ("seconds", "asked")},
+        "lengths": {key: statistics.mean(values) for key, values in lengths.items()},
+        "spread": {key: statistics.stdev(values) for key, values in lengths.items()},
+    }
 
 
 def main() -> None:
@@ -170,8 +169,7 @@ def main() -> None:
     ]
     own = [sys.executable, __file__, "--folder", str(arguments.folder), "--model", str(arguments.model), "--one"]
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        for done in pool.map(lambda job: subprocess.run([*own, job], check=True), missing):
-            del done
+        list(pool.map(lambda job: subprocess.run([*own, job], check=True), missing))
     arguments.out.write_text(json.dumps(summary(arguments.folder, names), indent=1))
 
 
