@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from draftyard_trainer.draft.layers import MLP, RMSNorm, _GatedMLP, _NormedLinear, rotate
+from draftyard_trainer.draft.layers import MLP, GradientSum, RMSNorm, Shared, _GatedMLP, rotate
 
 ROWS, WIDTH, INNER, HEADS, SIZE = 7, 12, 20, 3, 8
 EPS = 1e-5
@@ -70,35 +70,81 @@ def test_a_row_of_zeros_has_a_finite_gradient():
 
 
 def test_norm_then_linear():
-    norm = RMSNorm(WIDTH, EPS).double()
-
     def ours(x: Tensor, norm_weight: Tensor, weight: Tensor, plus: Tensor) -> Tensor:
-        return _NormedLinear.apply(x, norm_weight, EPS, weight, plus)
+        norm = RMSNorm(WIDTH, EPS).double()
+        del norm.weight
+        norm.weight = norm_weight  # a leaf of the test in place of the parameter
+        return norm.then_linear(x, Shared.of(weight), plus)
 
     def reference(x: Tensor, norm_weight: Tensor, weight: Tensor, plus: Tensor) -> Tensor:
         return plus + plain_norm(x, norm_weight) @ weight.T
 
     leaves = (random(ROWS, WIDTH), random(WIDTH, seed=1), random(INNER, WIDTH, seed=2), random(ROWS, INNER, seed=3))
     same(ours, reference, *leaves)
-    x, _, *rest = leaves
-    torch.testing.assert_close(norm.then_linear(x, *rest), reference(x, norm.weight, *rest))
+
+
+def test_shared_linear():
+    def ours(x: Tensor, weight: Tensor, plus: Tensor) -> Tensor:
+        return Shared.of(weight).linear(x, plus)
+
+    def reference(x: Tensor, weight: Tensor, plus: Tensor) -> Tensor:
+        return plus + x @ weight.T
+
+    same(ours, reference, random(ROWS, WIDTH), random(INNER, WIDTH, seed=2), random(ROWS, INNER, seed=3))
+
+
+def plain_mlp(x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    y = plain_norm(x, norm_weight)
+    return x + (F.silu(y @ gate.T) * (y @ up.T)) @ down.T
 
 
 def test_gated_mlp():
-    mlp, norm = MLP(WIDTH, INNER).double(), RMSNorm(WIDTH, EPS).double()
-
     def ours(x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        return _GatedMLP.apply(x, norm_weight, EPS, gate, up, down)
-
-    def reference(x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        y = plain_norm(x, norm_weight)
-        return (F.silu(y @ gate.T) * (y @ up.T)) @ down.T
+        both, last = Shared.of(torch.cat([gate, up])), Shared.of(down)
+        return _GatedMLP.apply(x, norm_weight, EPS, both.weight, both.total, last.weight, last.total)
 
     weights = (random(INNER, WIDTH, seed=1), random(INNER, WIDTH, seed=2), random(WIDTH, INNER, seed=3))
-    same(ours, reference, random(ROWS, WIDTH), random(WIDTH, seed=4), *weights)
+    same(ours, plain_mlp, random(ROWS, WIDTH), random(WIDTH, seed=4), *weights)
+    mlp, norm = MLP(WIDTH, INNER).double(), RMSNorm(WIDTH, EPS).double()
     own = (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
     x = random(ROWS, WIDTH, seed=5)
-    torch.testing.assert_close(mlp(x, norm), reference(x, norm.weight, *own))
+    torch.testing.assert_close(mlp.share().plus(x, norm), plain_mlp(x, norm.weight, *own))
+
+
+def test_a_shared_weight_gets_the_gradients_of_all_its_readers_once():
+    """Three steps feed one another, and one part of the weight is read as it is; two rows of a batch add up."""
+    weight, x, plus = random(WIDTH, WIDTH, seed=1), random(ROWS, WIDTH), random(ROWS, WIDTH, seed=2)
+
+    def ours() -> Tensor:
+        shared = Shared.of(weight)
+        deep = shared.linear(torch.tanh(shared.linear(torch.tanh(shared.linear(x, plus)), plus)), plus)
+        return deep.sum() + shared.weight[:3].square().sum()
+
+    def reference() -> Tensor:
+        deep = x
+        for step in range(3):
+            deep = plus + (torch.tanh(deep) if step else deep) @ weight.T
+        return deep.sum() + weight[:3].square().sum()
+
+    leaves = (weight, x, plus)
+    expected = torch.autograd.grad(reference(), leaves)
+    for grad, reference_grad in zip(torch.autograd.grad(ours(), leaves), expected, strict=True):
+        torch.testing.assert_close(grad, reference_grad, rtol=1e-12, atol=1e-13)
+    for _ in range(2):
+        ours().backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, 2 * expected[0], rtol=1e-12, atol=1e-13)
+
+
+def test_a_graph_that_is_run_twice_gives_the_same_gradient_twice():
+    weight, x = random(INNER, WIDTH), random(ROWS, WIDTH, seed=1)
+    total = Shared.of(weight).linear(x, random(ROWS, INNER, seed=2)).square().sum()
+    first, second = (torch.autograd.grad(total, weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_nothing_added_is_no_gradient():
+    assert GradientSum().take(None) is None
 
 
 def test_rotation():
@@ -115,6 +161,7 @@ def test_inputs_are_left_as_they_were():
     cos, sin = angles()
     heads, x = random(ROWS, HEADS, SIZE), random(ROWS, WIDTH)
     before = heads.detach().clone(), x.detach().clone(), cos.clone(), sin.clone()
-    (rotate(heads, cos, sin).sum() + MLP(WIDTH, INNER).double()(x, RMSNorm(WIDTH, EPS).double()).sum()).backward()
+    seen = MLP(WIDTH, INNER).double().share().plus(x, RMSNorm(WIDTH, EPS).double())
+    (rotate(heads, cos, sin).sum() + seen.sum()).backward()
     for now, then in zip((heads, x, cos, sin), before, strict=True):
         assert torch.equal(now, then)

@@ -192,8 +192,10 @@ class Lesson:
 def teach(teacher: Teacher, row: PackedRow, low: int, high: int) -> Lesson:
     """The teacher of label rows `low .. high`."""
     log_p = teacher.logits(row.last[low:high])
-    log_mass = torch.logsumexp(log_p, dim=-1)
-    p = log_p.sub_(log_mass[:, None]).exp()
+    p = log_p.softmax(-1)
+    # The largest of p is exp(top - log_mass). One softmax costs half of a logsumexp alone.
+    log_mass = log_p.amax(-1) - p.amax(-1).log()
+    log_p.sub_(log_mass[:, None])
     entropy = -log_p.mul_(p).sum(-1)
     choice, in_vocab = teacher.find(row.tok[low:high])
     lse = row.lse[low:high].to(log_mass.device, log_mass.dtype)
@@ -237,11 +239,9 @@ def grade(logits_SD: Tensor, lesson: Lesson, scale: Tensor, config: LossConfig) 
     """
     top_S1 = logits_SD.amax(dim=-1, keepdim=True)
     hit = (logits_SD.gather(1, lesson.choice[:, None]) == top_S1)[:, 0] & lesson.in_vocab
-    q = logits_SD.sub_(top_S1).exp()
-    mass_S1 = q.sum(-1, keepdim=True)
-    q /= mass_S1
-    # p sums to 1: the cross-entropy is log(mass) - p . (logits - top)
-    ce = mass_S1[:, 0].log() - logits_SD.mul_(lesson.p).sum(-1)
+    q = logits_SD.softmax(-1)
+    # The largest of q is 1 / mass; p sums to 1: the cross-entropy is log(mass) - p . (logits - top).
+    ce = -q.amax(-1).log() - logits_SD.sub_(top_S1).mul_(lesson.p).sum(-1)
     torch.mul(lesson.p, lesson.p_absolute[:, None], out=logits_SD)
     accept = torch.minimum(logits_SD, q, out=logits_SD).sum(-1)
     counted = torch.ones_like(ce) if config.keeps_out_of_vocab else lesson.in_vocab.to(ce.dtype)

@@ -9,6 +9,7 @@ import functools
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-# R rows, H width, I width inside the MLP, h heads of size d
+# R rows, H width, I width inside the MLP, J = 2 I, h heads of size d
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,6 +53,78 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+class GradientSum:
+    """Gradients of one weight from several steps, added up by the products that make them."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+
+    def add(self, grad_RO: Tensor, x_RI: Tensor) -> None:
+        """Add the gradient of `x @ weight.T`."""
+        if self._total is None:
+            self._total = grad_RO.T @ x_RI
+        else:
+            self._total.addmm_(grad_RO.T, x_RI)
+
+    def take(self, other: Tensor | None) -> Tensor | None:
+        """The sum, with what came another way; from here on it is zero."""
+        total, self._total = self._total, None
+        if total is None or other is None:
+            return other if total is None else total
+        return total.add_(other)
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """A weight `[O, I]` that all steps of an unroll read. Autograd would write and add a whole gradient for each."""
+
+    weight: Tensor
+    total: GradientSum
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Shared:
+        """Lend a weight for one unroll. Its gradient arrives when the backward is through with all steps."""
+        total = GradientSum()
+        return cls(_Lent.apply(weight, total), total)
+
+    def linear(self, x_RI: Tensor, plus_RO: Tensor) -> Tensor:
+        """`plus + x @ weight.T`."""
+        projected: Tensor = _SharedLinear.apply(x_RI, self.weight, self.total, plus_RO)
+        return projected
+
+
+class _Lent(torch.autograd.Function):
+    """The weight itself. Autograd runs the backward once all that read it have run theirs."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, weight_OI: Tensor, total: GradientSum) -> Tensor:
+        # Those that add to the sum hand no gradient down.
+        ctx.set_materialize_grads(False)
+        ctx.total = total  # type: ignore[attr-defined]
+        return weight_OI.view_as(weight_OI)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        return ctx.total.take(grad_outputs[0]), None  # type: ignore[attr-defined]
+
+
+class _SharedLinear(torch.autograd.Function):
+    """Keeps its input."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_RI: Tensor, weight_OI: Tensor, total: GradientSum, plus_RO: Tensor) -> Tensor:
+        ctx.save_for_backward(x_RI, weight_OI)
+        ctx.total = total  # type: ignore[attr-defined]
+        return torch.addmm(plus_RO, x_RI, weight_OI.T)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_RO,) = grad_outputs
+        x_RI, weight_OI = ctx.saved_tensors  # type: ignore[attr-defined]
+        ctx.total.add(grad_RO, x_RI)  # type: ignore[attr-defined]
+        return grad_RO @ weight_OI, None, None, grad_RO
+
+
 class RMSNorm(nn.Module):
     """`x * rsqrt(mean(x^2) + eps)` in fp32, cast back, times the weight."""
 
@@ -65,9 +138,9 @@ class RMSNorm(nn.Module):
         normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
         return normed
 
-    def then_linear(self, x_RH: Tensor, weight_PH: Tensor, plus_RP: Tensor) -> Tensor:
+    def then_linear(self, x_RH: Tensor, shared: Shared, plus_RP: Tensor) -> Tensor:
         """`plus + norm(x) @ weight.T`; the normalised rows are not kept."""
-        projected: Tensor = _NormedLinear.apply(x_RH, self.weight, self.eps, weight_PH, plus_RP)
+        projected: Tensor = _NormedLinear.apply(x_RH, self.weight, self.eps, shared.weight, shared.total, plus_RP)
         return projected
 
 
@@ -111,12 +184,18 @@ class _NormedLinear(torch.autograd.Function):
     """Keeps x, which is kept anyway as the residual, and normalises it a second time."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x_RH: Tensor, norm_H: Tensor, eps: float, weight_PH: Tensor, plus_RP: Tensor
+    def forward(  # noqa: PLR0917  autograd passes values one by one
+        ctx: FunctionCtx,
+        x_RH: Tensor,
+        norm_H: Tensor,
+        eps: float,
+        weight_PH: Tensor,
+        total: GradientSum,
+        plus_RP: Tensor,
     ) -> Tensor:
         normed_RH, _ = norm_forward(x_RH, norm_H, eps)
         ctx.save_for_backward(x_RH, norm_H, weight_PH)
-        ctx.eps = eps  # type: ignore[attr-defined]
+        ctx.eps, ctx.total = eps, total  # type: ignore[attr-defined]
         return torch.addmm(plus_RP, normed_RH, weight_PH.T)
 
     @staticmethod
@@ -124,12 +203,13 @@ class _NormedLinear(torch.autograd.Function):
         (grad_RP,) = grad_outputs
         x_RH, norm_H, weight_PH = ctx.saved_tensors  # type: ignore[attr-defined]
         normed_RH, factor_R1 = norm_forward(x_RH, norm_H, ctx.eps)  # type: ignore[attr-defined]
+        ctx.total.add(grad_RP, normed_RH)  # type: ignore[attr-defined]
         grad_x, grad_norm = norm_backward(grad_RP @ weight_PH, x_RH, norm_H, factor_R1)
-        return grad_x, grad_norm, None, grad_RP.T @ normed_RH, grad_RP
+        return grad_x, grad_norm, None, None, None, grad_RP
 
 
 class MLP(nn.Module):
-    """`down(silu(gate(y)) * up(y))` of normalised rows y."""
+    """`x + down(silu(gate(y)) * up(y))` of normalised rows y."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
@@ -137,11 +217,24 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
-    def forward(self, x_RH: Tensor, norm: RMSNorm) -> Tensor:
-        """Normalise, then two layers: `[R, H]` to `[R, H]`."""
-        weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
-        down: Tensor = _GatedMLP.apply(x_RH, norm.weight, norm.eps, *weights)
-        return down
+    def share(self) -> SharedMLP:
+        """Lend the weights for one unroll."""
+        both = torch.cat([self.gate_proj.weight, self.up_proj.weight])
+        return SharedMLP(Shared.of(both), Shared.of(self.down_proj.weight))
+
+
+@dataclass(frozen=True, eq=False)
+class SharedMLP:
+    """Weights of an MLP: gate and up as one, `[2 I, H]`, and down `[H, I]`."""
+
+    gate_up: Shared
+    down: Shared
+
+    def plus(self, x_RH: Tensor, norm: RMSNorm) -> Tensor:
+        """Normalise, two layers, and the rows themselves: `[R, H]` to `[R, H]`."""
+        weights = (self.gate_up.weight, self.gate_up.total, self.down.weight, self.down.total)
+        out: Tensor = _GatedMLP.apply(x_RH, norm.weight, norm.eps, *weights)
+        return out
 
 
 class _GatedMLP(torch.autograd.Function):
@@ -149,27 +242,39 @@ class _GatedMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0917  autograd passes values one by one
-        ctx: FunctionCtx, x_RH: Tensor, norm_H: Tensor, eps: float, gate_IH: Tensor, up_IH: Tensor, down_HI: Tensor
+        ctx: FunctionCtx,
+        x_RH: Tensor,
+        norm_H: Tensor,
+        eps: float,
+        both_JH: Tensor,
+        both_total: GradientSum,
+        down_HI: Tensor,
+        down_total: GradientSum,
     ) -> Tensor:
         y_RH, _ = norm_forward(x_RH, norm_H, eps)
-        gate_RI, up_RI = y_RH @ gate_IH.T, y_RH @ up_IH.T
-        ctx.save_for_backward(x_RH, norm_H, gate_RI, up_RI, gate_IH, up_IH, down_HI)
-        ctx.eps = eps  # type: ignore[attr-defined]
-        return F.silu(gate_RI).mul_(up_RI) @ down_HI.T
+        both_RJ = y_RH @ both_JH.T
+        ctx.save_for_backward(x_RH, norm_H, both_RJ, both_JH, down_HI)
+        ctx.eps, ctx.totals = eps, (both_total, down_total)  # type: ignore[attr-defined]
+        gate_RI, up_RI = both_RJ.chunk(2, dim=1)
+        return torch.addmm(x_RH, F.silu(gate_RI).mul_(up_RI), down_HI.T)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_RH,) = grad_outputs
-        x_RH, norm_H, gate_RI, up_RI, gate_IH, up_IH, down_HI = ctx.saved_tensors  # type: ignore[attr-defined]
+        x_RH, norm_H, both_RJ, both_JH, down_HI = ctx.saved_tensors  # type: ignore[attr-defined]
+        both_total, down_total = ctx.totals  # type: ignore[attr-defined]
+        gate_RI, up_RI = both_RJ.chunk(2, dim=1)
         grad_product_RI = grad_RH @ down_HI
+        grad_both_RJ = torch.empty_like(both_RJ)
+        grad_gate_RI, grad_up_RI = grad_both_RJ.chunk(2, dim=1)
         active_RI = F.silu(gate_RI)
-        grad_up_RI = grad_product_RI * active_RI
-        grad_down = grad_RH.T @ active_RI.mul_(up_RI)
-        grad_gate_RI = torch.ops.aten.silu_backward(grad_product_RI.mul_(up_RI), gate_RI)
+        torch.mul(grad_product_RI, active_RI, out=grad_up_RI)
+        down_total.add(grad_RH, active_RI.mul_(up_RI))
+        torch.ops.aten.silu_backward(grad_product_RI.mul_(up_RI), gate_RI, grad_input=grad_gate_RI)
         y_RH, factor_R1 = norm_forward(x_RH, norm_H, ctx.eps)  # type: ignore[attr-defined]
-        grad_y = torch.addmm(grad_gate_RI @ gate_IH, grad_up_RI, up_IH)
-        grad_x, grad_norm = norm_backward(grad_y, x_RH, norm_H, factor_R1)
-        return grad_x, grad_norm, None, grad_gate_RI.T @ y_RH, grad_up_RI.T @ y_RH, grad_down
+        both_total.add(grad_both_RJ, y_RH)
+        grad_x, grad_norm = norm_backward(grad_both_RJ @ both_JH, x_RH, norm_H, factor_R1)
+        return grad_x.add_(grad_RH), grad_norm, None, None, None, None, None
 
 
 def rotate(heads_Rhd: Tensor, cos_R1d: Tensor, sin_R1d: Tensor) -> Tensor:

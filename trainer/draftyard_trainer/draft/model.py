@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from draftyard_trainer.data.vocabulary import DraftVocabulary
 from draftyard_trainer.draft.attention import Chain, Documents, attend
 from draftyard_trainer.draft.config import DraftConfig
-from draftyard_trainer.draft.layers import MLP, RMSNorm, rotate
+from draftyard_trainer.draft.layers import MLP, RMSNorm, Shared, SharedMLP, rotate
 
 # N rows of a packed micro-batch, R rows of one step, A captured layers, H width, V target and D draft vocabulary,
 # P = width of query, key and value together
@@ -54,8 +54,11 @@ class UnrollState:
     """What one unroll carries from step to step: the step-0 keys and values of all rows, and each row's own chain."""
 
     documents: Documents
-    hidden_PH: Tensor
-    """The half of the query, key and value weights that reads the hidden state."""
+    hidden: Shared
+    """The half of the query, key and value weights that reads the hidden state, `[P, H]`."""
+    out: Shared
+    """Weight behind attention."""
+    mlp: SharedMLP
     key_Ngd: Tensor | None = None
     value_Ngd: Tensor | None = None
     chain: list[Chain] = field(default_factory=list)
@@ -144,9 +147,9 @@ class DraftModel(nn.Module):
 
     def start(self, documents: Documents) -> UnrollState:
         """Begin an unroll. The weights are taken apart once, so that their gradients are put together once."""
-        return UnrollState(
-            documents, torch.cat([weight[:, self.config.hidden_size :] for weight in self._projections()])
-        )
+        hidden_PH = torch.cat([weight[:, self.config.hidden_size :] for weight in self._projections()])
+        layer = self.midlayer
+        return UnrollState(documents, Shared.of(hidden_PH), Shared.of(layer.self_attn.o_proj.weight), layer.mlp.share())
 
     def project(self, embedded_NH: Tensor) -> Tensor:
         """What tokens give to query, key and value, `[N, P]`: the same at any step, so it is made once."""
@@ -161,9 +164,9 @@ class DraftModel(nn.Module):
         `tokens_NP` is `project` of each row's token.
         """
         query_width = self.config.num_attention_heads * self.config.head_dim
-        widths = [query_width, len(state.hidden_PH) - query_width]
+        widths = [query_width, tokens_NP.shape[1] - query_width]
         query_tokens_NP, key_tokens_NP = tokens_NP.split(widths, dim=1)
-        query_PH, key_PH = state.hidden_PH.split(widths)
+        query_PH, key_PH = state.hidden.weight.split(widths)
         normed_NH = self.midlayer.hidden_norm(hidden_NH)
         cos, sin = self._rope(positions_N)
         key, value = self._heads(torch.addmm(key_tokens_NP, normed_NH, key_PH.T)).chunk(2, dim=1)
@@ -177,7 +180,7 @@ class DraftModel(nn.Module):
         self, tokens_RP: Tensor, hidden_RH: Tensor, positions_R: Tensor, rows_R: Tensor, state: UnrollState
     ) -> Tensor:
         """A later step of the rows `rows_R`, fed with the hidden states of the step before. Returns hidden `[R, H]`."""
-        heads = self._heads(self.midlayer.hidden_norm.then_linear(hidden_RH, state.hidden_PH, tokens_RP))
+        heads = self._heads(self.midlayer.hidden_norm.then_linear(hidden_RH, state.hidden, tokens_RP))
         queries, groups = self.config.num_attention_heads, self.config.num_key_value_heads
         query_key, value = heads.split([queries + groups, groups], dim=1)
         query, key = rotate(query_key, *self._rope(positions_R)).split([queries, groups], dim=1)
@@ -210,9 +213,7 @@ class DraftModel(nn.Module):
         assert state.key_Ngd is not None
         assert state.value_Ngd is not None
         seen = attend(query_Rhd, state.key_Ngd, state.value_Ngd, rows_R, state.documents, state.chain)
-        hidden_RH = residual_RH + self.midlayer.self_attn.o_proj(seen.flatten(1))
-        finished: Tensor = hidden_RH + self.midlayer.mlp(hidden_RH, self.midlayer.post_attention_layernorm)
-        return finished
+        return state.mlp.plus(state.out.linear(seen.flatten(1), residual_RH), self.midlayer.post_attention_layernorm)
 
     def _heads(self, projected: Tensor) -> Tensor:
         heads: Tensor = projected.unflatten(-1, (-1, self.config.head_dim))
