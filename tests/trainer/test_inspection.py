@@ -154,10 +154,10 @@ def delete_part(store: LocalStore) -> None:
     ("damage", "says"),
     [
         (break_record, "1 broken records"),
-        (break_padding, "its bytes are not those that were written"),
+        (break_padding, "does not have the bytes that were written"),
         (break_index, "index.bin is missing, or not what the manifest names"),
         (break_calibration, "calibration.safetensors is missing, or not"),
-        (break_tokens, "tokens or masks are not those that were written"),
+        (break_tokens, "does not have the tokens or masks that were written"),
         (delete_part, "broken records"),
     ],
 )

@@ -20,7 +20,7 @@ from draftyard_trainer.hidden_states.record import (
     read_header,
 )
 from draftyard_trainer.hidden_states.sample import Sample
-from draftyard_trainer.hidden_states.testing import tiny_document
+from draftyard_trainer.hidden_states.testing import assert_equal, tiny_document
 
 TINY = Layout(num_aux=2, width=3, dtype=torch.bfloat16)
 
@@ -54,17 +54,6 @@ def decode(record: bytes, layout: Layout = TINY) -> Sample:
     """The sample of a record."""
     codec = codec_of(layout)
     return codec.unpack(records.decode(record, codec))
-
-
-def assert_equal(one: Sample, other: Sample) -> None:
-    """Equal in every bit."""
-    assert one.document.doc_id == other.document.doc_id
-    assert one.document.tokens.tolist() == other.document.tokens.tolist()
-    assert one.document.spans.tolist() == other.document.spans.tolist()
-    for name in ("aux", "last", "tok", "lse"):
-        left, right = getattr(one, name), getattr(other, name)
-        assert left.dtype == right.dtype
-        assert torch.equal(left, right)
 
 
 @given(
