@@ -1,15 +1,17 @@
-"""Peak memory of one process that stores states of many short documents, or reads them: `data.py` starts it.
+"""Peak memory of processes that store states of many short documents, and read them.
 
     python bench/states_memory.py prepare|generate|read FOLDER DOCUMENTS
 
-The target is tiny, so that the number of documents is what grows; parts and what is read ahead are so small that a
-thousand documents fill them. The last step prints the peak in bytes.
+is one step, in a process of its own; it prints its peak in bytes. The target is tiny, so that the number of documents
+is what grows; parts and what is read ahead are so small that a thousand documents fill them.
 """
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from draftyard_api.names import Stage
@@ -67,6 +69,19 @@ def peak_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/self/status has no VmHWM")
+
+
+def peaks(folder: Path, sizes: Sequence[int]) -> dict[str, dict[int, int]]:
+    """Peaks of `generate` and of `read`, bytes, by number of documents."""
+    found: dict[str, dict[int, int]] = {"generate": {}, "read": {}}
+    for count in sizes:
+        for step in ("prepare", *found):
+            command = [sys.executable, __file__, step, str(folder), str(count)]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            if step in found:
+                found[step][count] = int(said.split()[-1])
+        shutil.rmtree(folder)
+    return found
 
 
 def main(step: str, folder: Path, count: int) -> None:

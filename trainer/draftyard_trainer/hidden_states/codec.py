@@ -11,7 +11,7 @@ independent of each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,18 +84,35 @@ class PackedSample:
     last: Packed
     tok: Tensor
     lse: Tensor
+    copied: Event | None = None
+    """What to wait for before the bytes are read; None where they have come."""
 
     def to(self, device: torch.device) -> PackedSample:
-        """The same elsewhere."""
+        """The same elsewhere. Nobody waits: what a GPU does later comes later, and the host calls `wait`."""
         tok, lse = moved(self.tok, device), moved(self.lse, device)
-        return PackedSample(self.document, self.aux.to(device), self.last.to(device), tok, lse)
+        packed = PackedSample(self.document, self.aux.to(device), self.last.to(device), tok, lse)
+        if self.tok.is_cuda and device.type == "cpu":
+            return replace(packed, copied=torch.cuda.current_stream(self.tok.device).record_event())
+        return packed
+
+    def wait(self) -> None:
+        """Until all bytes are where they belong."""
+        if self.copied is not None:
+            self.copied.synchronize()
+
+
+class Event(Protocol):
+    """Something that a GPU gets to, such as the end of a copy."""
+
+    def synchronize(self) -> object:
+        """Wait for it."""
+        ...
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The same elsewhere: to a GPU without waiting, since what comes later there waits for it.
-
-    To the host it waits: whoever compresses the bytes would read them before they have come.
-    """
+    """The same elsewhere, perhaps not yet: from a GPU into pinned memory, so that the GPU goes on meanwhile."""
+    if tensor.is_cuda and device.type == "cpu":
+        return torch.empty_like(tensor, device=device, pin_memory=True).copy_(tensor, non_blocking=True)
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 

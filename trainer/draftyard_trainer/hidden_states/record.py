@@ -73,7 +73,8 @@ def form_of(layout: Layout) -> int:
 
 
 def encode(packed: PackedSample, codec: StateCodec) -> bytes:
-    """A record, without padding. The sample is in host memory."""
+    """A record, without padding. The sample is in host memory, or on its way there."""
+    packed.wait()
     document = packed.document
     aux, last = compress(packed.aux), compress(packed.last)
     payload = b"".join(
