@@ -118,7 +118,9 @@ def test_what_cannot_be_shown(
 
 def test_a_whole_workspace_passes(store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.verify([str(store.root)]) == ExitCode.OK
-    assert "all as their manifests say" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "all as their manifests say" in said
+    assert "/s3: 2 of 3 shards are complete" in said
 
 
 def break_record(store: LocalStore) -> None:

@@ -70,10 +70,10 @@ def verify(store: Store, console: Console, takes_back: bool = False) -> int:
             if takes_back and each.take_back is not None:
                 each.take_back()
     for cache in caches:
-        missing = cache.num_shards - len(cache.complete)
-        if missing:
-            folder = hidden_states_path(cache.key, cache.num_shards)
-            console.print(f"{folder}: {missing} of {cache.num_shards} shards are not complete", highlight=False)
+        complete, wanted = len(cache.complete), cache.num_shards
+        if complete < wanted:
+            folder = hidden_states_path(cache.key, wanted)
+            console.print(f"{folder}: {complete} of {wanted} shards are complete", highlight=False)
     if findings:
         advice = (
             "run the training again: it makes these anew" if takes_back else "--take-back lets the next run mend it"
