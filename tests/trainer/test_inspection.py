@@ -72,7 +72,8 @@ def test_what_is_stored_is_shown(store: LocalStore, capsys: pytest.CaptureFixtur
     (cache,) = inventory.caches(store)
     for words in (
         f"prepare/{PREPARED}", "10 from 10 rows, 2 held out", f"hidden-states/{cache.key}/s3", "2 of 3 complete",
-        "layers 2, 4, 5, bfloat16", "used by          tiny", "of the most likely tokens stay",
+        "layers 2, 4, 5, bfloat16", "used by          tiny", f"tokens of        prepare/{PREPARED}",
+        "of the most likely tokens stay",
     ):  # fmt: skip
         assert words in said
     share = float(said.split("balanced, ")[1].split("%")[0]) / 100
