@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -18,18 +19,24 @@ from draftyard_api import plan as planning
 from draftyard_api.exit_codes import ExitCode
 from draftyard_api.names import Stage
 from draftyard_api.progress import StageResult
+from draftyard_api.schema import Codec
 from draftyard_api.spec import DraftTrainingSpec
 from draftyard_api.status import Plan
 from draftyard_api.targets import WELL_KNOWN, TargetShape
+
+BASIS = {
+    "Assumed": "before prepare has counted",
+    "Counted": "from exact counts",
+    "Measured": "from exact counts and the speed and size of finished shards",
+}
+"""Where the numbers of a plan come from, in words."""
 
 
 def plan(arguments: Sequence[str]) -> int:
     """Say what a DraftTraining will take: stages, tokens, bytes, GPU-hours. Nothing is started."""
     parser = argparse.ArgumentParser(prog="draftyard plan", description=plan.__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.yaml", help="the DraftTraining")
-    parser.add_argument(
-        "--workspace", type=Path, default=Path(".draftyard"), metavar="DIR", help="as for draftyard run"
-    )
+    parser.add_argument("--workspace", default=".draftyard", metavar="DIR", help="as for draftyard run")
     options = parser.parse_args(arguments)
     try:
         training = document.load(options.file)
@@ -46,13 +53,16 @@ def plan(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return ExitCode.NOT_FOUND
-    amount = find_amount(training, options.workspace, options.file.resolve().parent)
-    free = free_bytes(options.workspace)
+    # tasks and results of a run in a bucket lie in this folder, and a bucket has no limit
+    is_bucket = options.workspace.startswith("s3://")
+    workspace = Path(".draftyard" if is_bucket else options.workspace)
+    amount = find_amount(training, workspace, options.file.resolve().parent)
+    free = None if is_bucket else free_bytes(workspace)
     made = estimate.estimate(spec, shape, amount, free)
     if amount.basis == "Counted":
-        made = estimate.measured(made, spec, shape, amount, finished_shards(training, options.workspace))
+        made = estimate.measured(made, spec, shape, amount, finished_shards(training, workspace))
     show(Console(), spec, made)
-    too_small = estimate.proposal(spec, shape, amount, free)
+    too_small = None if free is None else estimate.proposal(spec, shape, amount, free)
     if too_small:
         print(f"spec.workspace: {too_small}", file=sys.stderr)
         return ExitCode.NO_SPACE
@@ -102,28 +112,64 @@ def free_bytes(workspace: Path) -> int:
 
 
 def show(console: Console, spec: DraftTrainingSpec, made: Plan) -> None:
-    """Print the plan as a table, and what it assumes."""
-    table = Table(title=f"{spec.mode}: {made.basis.lower()} plan", title_justify="left")
-    for heading in ("stage", "what", "bytes", "GPU-hours"):
-        table.add_column(heading, justify="left" if heading in ("stage", "what") else "right")
+    """Print the plan: the data, what each stage takes, what each codec would, and what is assumed."""
+    console.print(f"{spec.mode} plan, {BASIS[made.basis]}", style="bold", highlight=False)
+    supervised = f"{made.loss_tokens:,} of them supervised"
+    console.print(f"{made.samples:,} documents, {made.tokens:,} tokens, {supervised}", highlight=False)
+    console.print(stage_table(spec, made))
+    if spec.hidden_states and made.bytes.hidden_states_by_codec:
+        console.print(codec_table(spec.hidden_states.codec, made))
+    free = made.bytes.free
+    limit = "no limit is known" if free is None else f"{estimate.bytes_text(free)} are free"
+    console.print(f"disk: {estimate.bytes_text(made.bytes.needed)} are needed, {limit}", highlight=False)
+    console.print(f"assumes {made.assumes}", highlight=False)
+
+
+def table_of(*headings: str) -> Table:
+    """A table without a frame: words on the left, numbers on the right, none of them broken."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if place < 2 else "right", no_wrap=place != 1)
+    return table
+
+
+def stage_table(spec: DraftTrainingSpec, made: Plan) -> Table:
+    """One line per stage."""
     disk, hours = made.bytes, made.gpu_hours
-    shards = f", {made.shards} shards" if made.shards else ""
+    codec = f", {spec.hidden_states.codec}" if spec.hidden_states else ""
+    shards = f" in {made.shards} {'shard' if made.shards == 1 else 'shards'}" if made.shards else ""
     rows = {
-        Stage.PREPARE: (
-            f"{made.samples} documents, {made.tokens} tokens, {made.loss_tokens} supervised",
-            disk.prepare,
-            "0",
-        ),
-        Stage.GENERATE: (f"hidden states{shards}", disk.hidden_states, hours.generate or "0"),
-        Stage.TRAIN: (f"{made.steps} steps", disk.checkpoints + disk.export, hours.train or "0"),
-        Stage.EVALUATE: ("acceptance length, gate", 0, hours.evaluate or "0"),
+        Stage.PREPARE: ("tokens, masks, draft vocabulary", disk.prepare, None),
+        Stage.GENERATE: (f"hidden states{shards}{codec}", disk.hidden_states, hours.generate),
+        Stage.TRAIN: (f"{made.steps:,} steps, checkpoints, export", disk.checkpoints + disk.export, hours.train),
+        Stage.EVALUATE: ("acceptance length, gate", 0, hours.evaluate),
     }
+    table = table_of("stage", "what", "disk", "GPU-hours")
     for stage in planning.stages(spec):
         what, count, cost = rows[stage]
-        table.add_row(stage, what, f"{count / 2**20:,.0f} MiB", cost)
-    table.add_row("total", "", f"{disk.needed / 2**20:,.0f} MiB", hours.total, style="bold")
-    console.print(table)
-    if disk.hidden_states_by_codec and spec.hidden_states:
-        sizes = ", ".join(f"{codec} {estimate.bytes_text(size)}" for codec, size in disk.hidden_states_by_codec.items())
-        console.print(f"hidden states by codec: {sizes}; chosen: {spec.hidden_states.codec}", highlight=False)
-    console.print(f"assumes {made.assumes}", highlight=False, soft_wrap=True)
+        table.add_row(stage, what, estimate.bytes_text(count) if count else "-", cost_text(cost))
+    table.add_section()
+    table.add_row("total", "", estimate.bytes_text(disk.needed), cost_text(hours.total), style="bold")
+    return table
+
+
+def codec_table(chosen: Codec, made: Plan) -> Table:
+    """What the hidden states would take with each codec, and whether the whole run would fit."""
+    disk = made.bytes
+    table = table_of("codec", "", "hidden states", "whole run", "fits")
+    for codec, planned in (disk.hidden_states_by_codec or {}).items():
+        # finished shards know better than the table of shares
+        size = disk.hidden_states if codec == chosen else planned
+        needed = disk.needed - disk.hidden_states + size
+        fits = "-" if disk.free is None else "yes" if estimate.fits(needed, disk.free) else "no"
+        sizes = (estimate.bytes_text(size), estimate.bytes_text(needed))
+        is_chosen = codec == chosen
+        table.add_row(codec, "chosen" if is_chosen else "", *sizes, fits, style="bold" if is_chosen else "")
+    return table
+
+
+def cost_text(hours: str | None) -> str:
+    """GPU-hours for people; a dash where a stage needs no GPU."""
+    if hours is None:
+        return "-"
+    return "< 0.001" if float(hours) == 0 else hours

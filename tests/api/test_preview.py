@@ -50,7 +50,7 @@ def test_a_plan_shows_every_stage_and_makes_nothing(world, capsys):
     assert preview.plan([str(write(world)), "--workspace", str(world / "w")]) == ExitCode.OK
     out = capsys.readouterr().out
     assert all(stage in out for stage in ("prepare", "generate", "train", "total"))
-    assert "1000 documents" in out
+    assert "1,000 documents" in out
     assert "H100" in out
     assert sorted(world.rglob("*")) == sorted([*before, world / "run.yaml"])
 
@@ -82,6 +82,45 @@ def test_a_plan_that_cannot_fit_is_refused(world, capsys):
     assert "data.maxSamples: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_plan_reads_well_in_a_terminal(world, capsys, monkeypatch, width):
+    """One line for each stage and each codec, with no number broken, on a plan that fills a disk too."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(preview, "free_bytes", lambda _workspace: 20 * 2**40)
+    data = {"source": {"preset": {"name": "sharegpt"}}, "maxSamples": 70_000}
+    states = {"codec": "balanced", "shards": 1024}
+    assert preview.plan([str(write(world, data=data, hiddenStates=states))]) == ExitCode.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    for words in (["generate", "1024 shards, balanced", "GiB"], ["balanced", "chosen", "GiB", "yes"], ["total", "GiB"]):
+        assert any(all(word in line for word in words) for line in lines), words
+    assert [line.split()[0] for line in lines if line.rstrip().endswith(("yes", "no"))] == [
+        "none", "lossless", "balanced", "compact",
+    ]  # fmt: skip
+
+
+def test_the_plan_says_which_codecs_fit(world, capsys, monkeypatch):
+    assert preview.plan([str(write(world))]) == ExitCode.OK
+    lines = capsys.readouterr().out.splitlines()
+    whole = {line.split()[0]: line for line in lines if line.rstrip().endswith("yes")}
+    assert set(whole) == {"none", "lossless", "balanced", "compact"}
+    # more than the draft's checkpoints, which are most of this plan, and less than the states as they are
+    monkeypatch.setattr(preview, "free_bytes", lambda _workspace: 38 * 2**30)
+    assert preview.plan([str(write(world))]) == ExitCode.NO_SPACE
+    said = capsys.readouterr()
+    verdicts = {line.split()[0]: line.split()[-1] for line in said.out.splitlines() if line.endswith(("yes ", "no "))}
+    assert verdicts["none"] == "no"
+    assert verdicts["balanced"] == "yes"
+    first = next(codec for codec, verdict in verdicts.items() if verdict == "yes")
+    assert f"hiddenStates.codec: {first}" in said.err
+
+
+def test_a_bucket_has_no_limit(world, capsys):
+    data = {"source": {"preset": {"name": "sharegpt"}}, "maxSamples": 10**9}
+    assert preview.plan([str(write(world, data=data)), "--workspace", "s3://bucket/prefix"]) == ExitCode.OK
+    assert "no limit is known" in capsys.readouterr().out
+
+
 def test_mistakes_are_all_listed(world, capsys):
     assert preview.plan([str(write(world, mode="Both", train={"epochs": 0}))]) == ExitCode.BAD_TASK
     assert len(capsys.readouterr().err.strip().splitlines()) == 2
@@ -107,8 +146,6 @@ def test_what_is_finished_is_taken_from_the_workspace(world, capsys):
         (runs / folder / "result.json").write_text(result.model_dump_json(by_alias=True))
     assert preview.plan([str(write(world)), "--workspace", str(world / "w")]) == ExitCode.OK
     out = capsys.readouterr().out
-    assert "measured plan" in out
-    assert "4 documents, 4000" in out
-    assert "2 MiB" in out
-    assert "hidden states by codec: none" in out
-    assert "chosen: none" in out
+    assert "from exact counts and the speed and size of finished shards" in out
+    assert "4 documents, 4,000 tokens" in out
+    assert [line.split()[:4] for line in out.splitlines() if "chosen" in line] == [["none", "chosen", "2.00", "MiB"]]

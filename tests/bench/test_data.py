@@ -25,6 +25,9 @@ GOOD: dict[str, Any] = {
     "waiting": {"local": 0.01, "minio": 0.02},
     "conversations_per_second": {"prepare": 400.0, "bare": 500.0},
     "tokens": {"estimated": 5, "real": 5},
+    "states_peak_bytes": {
+        "generate": {"1000": 200 * 2**20, "100000": 204 * 2**20}, "read": {"1000": 300 * 2**20, "100000": 303 * 2**20},
+    },
     "prepare_peak_bytes": {"1000": 100 * 2**20, "10000": 101 * 2**20, "100000": 102 * 2**20},
 }  # fmt: skip
 
@@ -34,15 +37,21 @@ def verdicts(found: dict[str, Any]) -> dict[str, bool]:
 
 
 def test_all_is_well() -> None:
-    assert all(verdicts(GOOD).values())
+    short = {name for name, is_well in verdicts(GOOD).items() if not is_well}
+    # a short run spends a tenth of its time on sizes of channels, and the bar says so
+    assert short == {"encode/share-with-calibration"}
     assert {bar.name: bar.value for bar in data.bars(GOOD)}["encode/share-of-generate"] == (115 - 10) / 100 - 1
 
 
 def test_what_is_short_says_so() -> None:
     worse = {**GOOD, "acceptance": {"none": 1.27, "balanced": 1.25}, "waiting": {"local": 0.03, "minio": 0.04}}
     worse["prepare_peak_bytes"] = {"1000": 100, "100000": 200}
+    worse["states_peak_bytes"] = {"generate": {"1000": 100, "100000": 111}, "read": {"1000": 100, "100000": 109}}
     short = {name for name, is_well in verdicts(worse).items() if not is_well}
-    assert short == {"acceptance/balanced-against-none", "data-wait/local", "memory/prepare-100k-over-1k"}
+    assert short == {
+        "acceptance/balanced-against-none", "data-wait/local", "memory/prepare-100k-over-1k",
+        "memory/generate-100k-over-1k", "encode/share-with-calibration",
+    }  # fmt: skip
 
 
 def test_the_page_shows_every_codec() -> None:
@@ -50,4 +59,5 @@ def test_the_page_shows_every_codec() -> None:
     assert [line for line in lines if "`compact`" in line] == [
         "| `compact` | 0.350 | 0.50, 1.50 | 0.009 | 3.0e-04 | 99.50% |"
     ]
-    assert "102 MiB with 100,000 rows" in lines[-2]
+    assert "102 MiB with 100,000 documents" in lines[-4]
+    assert lines[-2] == "- Peak memory of the reader: 300 MiB with 1,000 documents, 303 MiB with 100,000 documents."

@@ -155,7 +155,9 @@ def test_padding_and_order_change_nothing(files: TargetFiles, target: CapturedTa
         assert sample.aux.shape == (document.num_tokens, 3 * 32)
         assert len(sample.last) == len(sample.tok) == len(sample.lse) == len(document.label_rows())
         for name in ("aux", "last", "lse"):
-            assert torch.allclose(getattr(sample, name), getattr(alone, name), atol=2e-5, rtol=1e-5)
+            # sums in another order are off by the spacing of the largest terms, not of a sum that happens to be small
+            bound = 4e-6 * float(getattr(alone, name).abs().max())
+            assert torch.allclose(getattr(sample, name), getattr(alone, name), atol=bound, rtol=0)
         assert torch.equal(sample.tok, alone.tok)
 
 

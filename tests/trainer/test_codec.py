@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from draftyard_api.schema import Codec
+from draftyard_trainer.hidden_states import codec as codecs
 from draftyard_trainer.hidden_states.codec import (
     CODECS,
     DTYPES,
@@ -19,6 +21,8 @@ from draftyard_trainer.hidden_states.codec import (
     compress,
     decompress,
     integer_of,
+    join,
+    join_on_host,
 )
 
 A, H = 3, 16
@@ -60,13 +64,33 @@ def test_all_patterns_of_16_bits_survive_planes(dtype: torch.dtype) -> None:
     assert same_bits(through_bytes(patterns, codec), patterns)
 
 
-def test_planes_hold_what_they_say() -> None:
-    """1.0 is 0 01111111 0000000 in bfloat16; -1.5 is 1 01111111 1000000: turned left, exponents come first."""
-    packed = StateCodec.of(Layout(1, 2, torch.bfloat16, "lossless"), None).aux.pack(
-        torch.tensor([[1.0, -1.5]]).bfloat16()
-    )
-    assert packed.dense.tolist() == [[127, 127]]
-    assert packed.plain.tolist() == [[0, 0b10000001]]
+@pytest.mark.parametrize(
+    ("dtype", "dense", "plain"),
+    [
+        pytest.param(torch.bfloat16, [127, 127], [0b0_0000000, 0b1_1000000], id="bfloat16"),
+        # five bits of exponent, and three of the mantissa
+        pytest.param(torch.float16, [0b01111_000, 0b01111_100], [0b0_0000000, 0b1_0000000], id="float16"),
+        pytest.param(torch.float32, [127, 127], [0, 0b10000000, 0, 0, 0b0_0000000, 0b1_0000000], id="float32"),
+    ],
+)
+def test_planes_hold_what_they_say(dtype: torch.dtype, dense: list[int], plain: list[int]) -> None:
+    """1.0 is 0 01111111 0000000 in bfloat16, -1.5 is 1 01111111 1000000: exponents, and the rest below its sign."""
+    packed = StateCodec.of(Layout(1, 2, dtype, "lossless"), None).aux.pack(torch.tensor([[1.0, -1.5]]).to(dtype))
+    assert packed.dense.tolist() == [dense]
+    assert packed.plain.tolist() == [plain]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(st.integers(0, 70), st.integers(1, 9), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_planes_are_joined_alike_everywhere(dtype: torch.dtype, rows: int, width: int, seed: int) -> None:
+    """What a GPU computes, here in torch on the CPU, and the loop of the host, in blocks of a few rows."""
+    noise = np.random.default_rng(seed).integers(0, 256, (rows, width * dtype.itemsize), dtype=np.uint8)
+    dense, plain = np.split(noise, [width], axis=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codecs, "BLOCK_VALUES", 4)
+        on_host = join_on_host(dense, plain, dtype)
+    assert same_bits(join(torch.from_numpy(dense.copy()), torch.from_numpy(plain.copy()), dtype), on_host)
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["balanced", "compact"]), st.integers(1, 9))

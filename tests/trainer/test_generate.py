@@ -38,6 +38,7 @@ from draftyard_trainer.hidden_states.testing import (
 )
 from draftyard_trainer.reporting import Reporter
 from draftyard_trainer.storage.local import LocalStore
+from draftyard_trainer.storage.sealed import seal
 from draftyard_trainer.target.location import locate
 
 POISON = 5
@@ -505,7 +506,7 @@ def test_a_cache_of_another_content_is_refused(store: LocalStore, target: Path) 
     key = read_key(store, folder)
     assert key is not None
     changed = key.model_copy(update={"dtype": "float16", "aux_layers": (2, 3, 5)})
-    store.publish(f"{folder}/{KEY_FILE}", changed.model_dump_json(by_alias=True).encode())
+    store.publish(f"{folder}/{KEY_FILE}", seal(changed.model_dump_json(by_alias=True).encode()))
     with pytest.raises(Failure, match=r"dtype: given 'bfloat16'; the cache has 'float16'; aux_layers") as caught:
         run(store, task_of(store, target))
     assert caught.value.code is ExitCode.STALE_INPUT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -121,7 +121,8 @@ def test_it_comes_back_from_a_file(tmp_path: Path, is_tied: bool, dtype: torch.d
     lm_head = embed if is_tied else random(V, H, seed=1).to(dtype)
     config = {"final_logit_softcapping": 30.0, "rope_parameters": {"rope_theta": 1e5}, "eos_token_id": [1, 2]}
     head = TargetHead(lm_head, embed, random(H, seed=2).to(dtype), config)
-    (tmp_path / "target.safetensors").write_bytes(head.serialise())
+    with (tmp_path / "target.safetensors").open("wb") as sink:
+        head.write(sink)
     back = TargetHead.load(tmp_path / "target.safetensors")
     for name in ("lm_head", "embed", "norm"):
         assert torch.equal(getattr(back, name), getattr(head, name))
@@ -132,9 +133,11 @@ def test_it_comes_back_from_a_file(tmp_path: Path, is_tied: bool, dtype: torch.d
 
 
 def test_a_cut_off_file_is_an_error(tmp_path: Path) -> None:
-    content = head_of(random(V, H)).serialise()
+    sink = io.BytesIO()
+    head_of(random(V, H)).write(sink)
+    content = sink.getvalue()
     (tmp_path / "target.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(SafetensorError):
+    with pytest.raises(ValueError, match=r"no header|crc32c"):
         TargetHead.load(tmp_path / "target.safetensors")
 
 

@@ -72,7 +72,8 @@ def test_what_is_stored_is_shown(store: LocalStore, capsys: pytest.CaptureFixtur
     (cache,) = inventory.caches(store)
     for words in (
         f"prepare/{PREPARED}", "10 from 10 rows, 2 held out", f"hidden-states/{cache.key}/s3", "2 of 3 complete",
-        "layers 2, 4, 5, bfloat16", "used by          tiny", "of the most likely tokens stay",
+        "layers 2, 4, 5, bfloat16", "used by          tiny", f"tokens of        prepare/{PREPARED}",
+        "of the most likely tokens stay",
     ):  # fmt: skip
         assert words in said
     share = float(said.split("balanced, ")[1].split("%")[0]) / 100
@@ -118,7 +119,9 @@ def test_what_cannot_be_shown(
 
 def test_a_whole_workspace_passes(store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.verify([str(store.root)]) == ExitCode.OK
-    assert "all as their manifests say" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "all as their manifests say" in said
+    assert "/s3: 2 of 3 shards are complete" in said
 
 
 def break_record(store: LocalStore) -> None:
@@ -154,10 +157,10 @@ def delete_part(store: LocalStore) -> None:
     ("damage", "says"),
     [
         (break_record, "1 broken records"),
-        (break_padding, "its bytes are not those that were written"),
+        (break_padding, "does not have the bytes that were written"),
         (break_index, "index.bin is missing, or not what the manifest names"),
         (break_calibration, "calibration.safetensors is missing, or not"),
-        (break_tokens, "tokens or masks are not those that were written"),
+        (break_tokens, "does not have the tokens or masks that were written"),
         (delete_part, "broken records"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import google_crc32c
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from draftyard_trainer.hidden_states.record import (
     read_header,
 )
 from draftyard_trainer.hidden_states.sample import Sample
-from draftyard_trainer.hidden_states.testing import tiny_document
+from draftyard_trainer.hidden_states.testing import assert_equal, tiny_document
 
 TINY = Layout(num_aux=2, width=3, dtype=torch.bfloat16)
 
@@ -54,17 +56,6 @@ def decode(record: bytes, layout: Layout = TINY) -> Sample:
     """The sample of a record."""
     codec = codec_of(layout)
     return codec.unpack(records.decode(record, codec))
-
-
-def assert_equal(one: Sample, other: Sample) -> None:
-    """Equal in every bit."""
-    assert one.document.doc_id == other.document.doc_id
-    assert one.document.tokens.tolist() == other.document.tokens.tolist()
-    assert one.document.spans.tolist() == other.document.spans.tolist()
-    for name in ("aux", "last", "tok", "lse"):
-        left, right = getattr(one, name), getattr(other, name)
-        assert left.dtype == right.dtype
-        assert torch.equal(left, right)
 
 
 @given(
@@ -119,6 +110,26 @@ def test_states_elsewhere_do_not_matter() -> None:
     wide[:, ::2] = sample.aux
     view = Sample(sample.document, wide[:, ::2], sample.last, sample.tok, sample.lse)
     assert encode(view) == encode(sample)
+
+
+def test_a_record_waits_for_its_bytes() -> None:
+    """As on a GPU, where a copy to the host has begun and not ended: here the end of it makes the bytes."""
+    sample = make_sample(tiny_document(2, 10))
+    packed = codec_of().pack(sample)
+    late = replace(packed.last, plain=torch.zeros_like(packed.last.plain))
+
+    class Copy:
+        def synchronize(self) -> None:
+            late.plain.copy_(packed.last.plain)
+
+    assert records.encode(replace(packed, last=late, copied=Copy()), codec_of()) == encode(sample)
+
+
+def test_on_the_host_there_is_nothing_to_wait_for() -> None:
+    packed = codec_of().pack(make_sample(tiny_document(2, 10)))
+    moved = packed.to(torch.device("cpu"))
+    assert moved.copied is None
+    assert moved.last.plain.data_ptr() == packed.last.plain.data_ptr()
 
 
 # -- Broken bytes ------------------------------------------------------------------------------------

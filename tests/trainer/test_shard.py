@@ -22,6 +22,7 @@ from draftyard_trainer.hidden_states.shard import (
     Shard,
     ShardManifest,
     Skipped,
+    StoredPart,
     cut_parts,
     documents_of,
     index_bytes,
@@ -93,7 +94,8 @@ def test_every_document_belongs_to_one_shard(documents: int, shards: int) -> Non
 )
 def test_parts(lengths: list[int], sizes: list[int], expected: list[list[int]]) -> None:
     ids = np.arange(len(lengths))
-    assert cut_parts(ids, np.array(lengths), np.array(sizes), part_bytes=100) == expected
+    found = cut_parts(ids, np.array(lengths), np.array(sizes), part_bytes=100)
+    assert [part.tolist() for part in found] == expected
 
 
 @given(st.lists(st.integers(1, 150), max_size=40))
@@ -126,7 +128,7 @@ def test_a_part_comes_back(shard: Shard) -> None:
 
 def test_the_index_has_36_bytes_per_record(shard: Shard) -> None:
     part = commit(shard, 2, [sample(0), sample(4)])
-    rows = np.frombuffer(index_bytes([part]), dtype=INDEX_DTYPE)
+    rows = np.frombuffer(index_bytes([StoredPart.of(part)]), dtype=INDEX_DTYPE)
     assert INDEX_DTYPE.itemsize == 36
     assert rows["doc_id"].tolist() == [0, 4]
     assert rows["part"].tolist() == [2, 2]
@@ -203,7 +205,7 @@ def test_two_attempts_of_one_shard_never_mix(shard: Shard) -> None:
 def test_tidying_removes_what_no_manifest_names(shard: Shard) -> None:
     beaten = commit(shard, 0, [sample(0, seed=1)])
     part = commit(shard, 0, [sample(0)])
-    shard.complete(manifest_of(part), [part])
+    shard.complete(manifest_of(part), [StoredPart.of(part)])
     shard.tidy(manifest_of(part))
     names = [name.rpartition("/")[2] for name in shard.store.list(shard.folder)]
     assert names == ["MANIFEST.json", "index.bin", part.file, "part-000.json"]
@@ -213,7 +215,7 @@ def test_tidying_removes_what_no_manifest_names(shard: Shard) -> None:
 
 def test_distrust(shard: Shard) -> None:
     part = commit(shard, 0, [sample(0)])
-    shard.complete(manifest_of(part), [part])
+    shard.complete(manifest_of(part), [StoredPart.of(part)])
     assert shard.manifest() == manifest_of(part)
     shard.distrust()
     assert shard.manifest() is None

@@ -27,12 +27,12 @@ from draftyard_trainer.hidden_states.calibration import CALIBRATION_FILE
 from draftyard_trainer.hidden_states.codec import Channels, Rounded
 from draftyard_trainer.hidden_states.key import KEY_FILE, TARGET_FILE
 from draftyard_trainer.hidden_states.opening import open_source, open_stored
-from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.hidden_states.shard import INDEX, INDEX_DTYPE, Shard, ShardManifest
 from draftyard_trainer.hidden_states.source import OfflineSource, OnlineSource, StoredShard
-from draftyard_trainer.hidden_states.testing import PREPARED, prepare_documents, tiny_document
+from draftyard_trainer.hidden_states.testing import PREPARED, assert_equal, prepare_documents, tiny_document
 from draftyard_trainer.reporting import Reporter
 from draftyard_trainer.storage.local import LocalStore
+from draftyard_trainer.storage.sealed import seal
 from draftyard_trainer.target.capture import CapturedTarget
 from draftyard_trainer.target.location import locate
 
@@ -101,16 +101,6 @@ def world(tmp_path: Path, target: Target) -> World:
     store = LocalStore(tmp_path)
     dataset = prepare_documents(store, [tiny_document(number, length) for number, length in enumerate(LENGTHS)])
     return World(store, target, dataset, generate_all(store, target))
-
-
-def assert_equal(one: Sample, other: Sample) -> None:
-    """Equal in every bit."""
-    assert one.document.doc_id == other.document.doc_id
-    assert one.document.tokens.tolist() == other.document.tokens.tolist()
-    assert one.document.spans.tolist() == other.document.spans.tolist()
-    for name in ("aux", "last", "tok", "lse"):
-        assert getattr(one, name).dtype == getattr(other, name).dtype
-        assert torch.equal(getattr(one, name), getattr(other, name))
 
 
 # -- One interface -----------------------------------------------------------------------------------
@@ -278,7 +268,8 @@ def garble_manifest(world: World) -> None:
 
 def change_manifest(world: World, **changes: object) -> None:
     manifest = world.manifest(0).model_copy(update=changes)
-    world.store.publish(f"{world.shard(0).folder}/{MANIFEST}", manifest.model_dump_json(by_alias=True).encode())
+    content = seal(manifest.model_dump_json(by_alias=True).encode())
+    world.store.publish(f"{world.shard(0).folder}/{MANIFEST}", content)
 
 
 def other_key(world: World) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,21 +31,21 @@ from draftyard_trainer.hidden_states.codec import Layout
 from draftyard_trainer.hidden_states.fidelity import Fidelity
 from draftyard_trainer.hidden_states.key import PROBE_FILE, TARGET_FILE, USERS, StatesKey, require_key
 from draftyard_trainer.hidden_states.part_writer import PartWriter
-from draftyard_trainer.hidden_states.probe import probe_capture
+from draftyard_trainer.hidden_states.probe import probe_capture, read_probe
 from draftyard_trainer.hidden_states.record import estimated_bytes
 from draftyard_trainer.hidden_states.shard import (
     PART_BYTES,
-    Part,
-    PartSummary,
     Shard,
     ShardManifest,
     Skipped,
+    StoredPart,
     cut_parts,
     documents_of,
     index_bytes,
 )
 from draftyard_trainer.reporting import Reporter
 from draftyard_trainer.storage.opening import open_store
+from draftyard_trainer.storage.sealed import seal
 from draftyard_trainer.storage.store import Store
 from draftyard_trainer.target import tensor_parallel
 from draftyard_trainer.target.capture import DTYPES, CapturedTarget, compute_dtype, default_device, follow
@@ -162,7 +162,8 @@ def write_common_files(work: Work) -> None:
     require_key(store, folder, work.key)
     if not store.exists(f"{folder}/{TARGET_FILE}"):
         head = TargetHead.from_folder(work.files.path, work.files.config)
-        store.publish(f"{folder}/{TARGET_FILE}", head.serialise())
+        with store.create(f"{folder}/{TARGET_FILE}") as sink:
+            head.write(sink)
     if not store.exists(f"{folder}/{USERS}/{work.task.run}"):
         store.publish(f"{folder}/{USERS}/{work.task.run}", b"")
 
@@ -170,10 +171,10 @@ def write_common_files(work: Work) -> None:
 def probe_once(work: Work, target: CapturedTarget) -> None:
     """Check the captured states of one document, once per key. Raises Failure(UNSUPPORTED)."""
     name = f"{work.folder}/{PROBE_FILE}"
-    if not work.store.exists(name):
+    if read_probe(work.store, name) is None:
         longest = int(np.argmax(work.dataset.lengths))
         probe = probe_capture(target, work.dataset.document(longest))
-        work.store.publish(name, probe.model_dump_json(by_alias=True, indent=1).encode())
+        work.store.publish(name, seal(probe.model_dump_json(by_alias=True, indent=1).encode()))
 
 
 # -- The shard ------------------------------------------------------------------------------------
@@ -186,17 +187,18 @@ def make_shard(work: Work, target: CapturedTarget, reporter: Reporter, part_byte
     documents = [calibration.document_of(work.dataset, doc_id) for doc_id in work.key.calibration]
     calibrated = calibrate(work.store, names, target, work.layout, documents)
     doc_ids = documents_of(len(work.dataset), work.number, work.task.num_shards)
-    sizes = np.array([estimated_bytes(work.dataset.document(doc_id), work.layout) for doc_id in doc_ids.tolist()])
+    planned = (estimated_bytes(work.dataset.document(int(doc_id)), work.layout) for doc_id in doc_ids)
+    sizes = np.fromiter(planned, dtype=np.int64, count=len(doc_ids))
     cut = cut_parts(doc_ids, work.dataset.lengths[doc_ids], sizes, part_bytes)
     tally = Tally(work, len(doc_ids))
     parts = {
-        number: part
+        number: StoredPart.of(marker)
         for number, ids in enumerate(cut)
-        if (part := work.shard.committed(number, ids, calibrated.calibration_sha256))
+        if (marker := work.shard.committed(number, ids.tolist(), calibrated.calibration_sha256))
     }
     for part in parts.values():
         tally.add(part.skipped, part.fidelity)
-    found = sum(place.tokens for part in parts.values() for place in part.records)
+    found = total(parts.values(), "tokens")
     reporter.begin("capturing", "tokens", total=int(work.dataset.lengths[doc_ids].sum()), done=found)
     with PartWriter(work.shard, calibrated.codec, parts) as writer:
         for number, ids in enumerate(cut):
@@ -206,8 +208,8 @@ def make_shard(work: Work, target: CapturedTarget, reporter: Reporter, part_byte
             if beaten_by is not None and beaten_by.key == work.key.sha256():
                 return beaten_by
             # one part on its way to the disk, one that is captured meanwhile
-            require_space(work.store, 2 * sum(sizes[np.isin(doc_ids, ids)].tolist()))
-            captured = capture_part(work.dataset, target, calibrated, ids, reporter)
+            require_space(work.store, 2 * int(sizes[np.isin(doc_ids, ids)].sum()))
+            captured = capture_part(work.dataset, target, calibrated, ids.tolist(), reporter)
             tally.add(captured.skipped, captured.fidelity)
             writer.put(number, captured)
         writer.wait()
@@ -266,24 +268,25 @@ class Effort:
     found_tokens: int
 
 
-def summarise(work: Work, parts: Sequence[Part], effort: Effort) -> ShardManifest:
+def total(parts: Iterable[StoredPart], column: str) -> int:
+    """Sum of a column of the index over all records of some parts."""
+    return sum(int(part.index[column].sum(dtype=np.int64)) for part in parts)
+
+
+def summarise(work: Work, parts: Sequence[StoredPart], effort: Effort) -> ShardManifest:
     """The manifest of a finished shard."""
-    places = [place for part in parts for place in part.records]
-    tokens = sum(place.tokens for place in places)
+    tokens = total(parts, "tokens")
     captured_tokens = tokens - effort.found_tokens
     return ShardManifest(
         key=work.key.sha256(),
         shard=work.number,
         shards=work.task.num_shards,
         codec=work.task.codec,
-        documents=len(places),
+        documents=sum(part.summary.documents for part in parts),
         tokens=tokens,
-        label_rows=sum(place.labels for place in places),
-        bytes=sum(part.bytes for part in parts),
-        parts=tuple(
-            PartSummary(file=part.file, bytes=part.bytes, sha256=part.sha256, documents=len(part.records))
-            for part in parts
-        ),
+        label_rows=total(parts, "labels"),
+        bytes=sum(part.summary.bytes for part in parts),
+        parts=tuple(part.summary for part in parts),
         skipped=tuple(skipped for part in parts for skipped in part.skipped),
         index_sha256=hashlib.sha256(index_bytes(parts)).hexdigest(),
         calibration_sha256=parts[0].calibration_sha256 if parts else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -21,13 +22,17 @@ from draftyard_trainer.storage.store import Store
 
 SUPERVISED, NOT_SUPERVISED = "bold green", "dim"
 SHOWN_TOKENS = 800
+SHOWN_DIGITS = 12
+"""Of a hash: enough to tell one from another."""
 
 
 def inspect(store: Store, console: Console) -> None:
     """Print what lies in a workspace."""
+    folders = inventory.prepared_folders(store)
+    tokens_of = {folder.manifest.tokens_sha256: prepared_path(folder.name) for folder in folders if folder.manifest}
     blocks = [
-        *map(prepared_block, inventory.prepared_folders(store)),
-        *map(cache_block, inventory.caches(store)),
+        *map(prepared_block, folders),
+        *(cache_block(cache, tokens_of) for cache in inventory.caches(store)),
         *map(draft_block, inventory.drafts(store)),
     ]
     for title, lines in blocks:
@@ -59,16 +64,16 @@ def prepared_block(folder: PreparedFolder) -> Block:
     }
 
 
-def cache_block(cache: Cache) -> Block:
-    """Hidden states by key."""
+def cache_block(cache: Cache, tokens_of: Mapping[str, str]) -> Block:
+    """Hidden states by key; `tokens_of` has the prepared folders by the hash of their tokens."""
     title, key, shards = hidden_states_path(cache.key, cache.num_shards), cache.document, cache.complete
     if key is None:
         return title, UNREADABLE
     tokens, stored = sum(shard.tokens for shard in shards), sum(shard.bytes for shard in shards)
     raw = 2 * sum(len(key.aux_layers) * shard.tokens + shard.label_rows for shard in shards) * (cache.width or 0)
     lines = {
-        "target": f"{key.target}, layers {', '.join(map(str, key.aux_layers))}, {key.dtype}",
-        "tokens of": key.tokens_sha256,
+        "target": f"{key.target[:SHOWN_DIGITS]}, layers {', '.join(map(str, key.aux_layers))}, {key.dtype}",
+        "tokens of": tokens_of.get(key.tokens_sha256, f"{key.tokens_sha256[:SHOWN_DIGITS]}, which is not here"),
         "shards": f"{len(shards)} of {cache.num_shards} complete",
         "documents": f"{sum(shard.documents for shard in shards)}, {sum(len(s.skipped) for s in shards)} not finite",
         "codec": key.codec + (f", {stored / raw:.1%} of bfloat16" if raw else ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +21,7 @@ from draftyard_trainer.hidden_states.key import TARGET_FILE, USERS, StatesKey, r
 from draftyard_trainer.hidden_states.shard import Shard, ShardManifest
 from draftyard_trainer.storage.store import Store
 
-CACHE = re.compile(r"^hidden-states/([^/]+)/s(\d+)/")
+CACHE = re.compile(r"^hidden-states/([^/]+)/s(\d{1,5})/")
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,18 @@ def prepared_folders(store: Store) -> list[PreparedFolder]:
 
 def caches(store: Store) -> list[Cache]:
     """All of them, by key and number of shards."""
-    names = store.list("hidden-states")
+    names = set(store.list("hidden-states"))
     found = sorted({(match[1], int(match[2])) for name in names if (match := CACHE.match(name))})
     return [open_cache(store, key, num_shards, names) for key, num_shards in found]
 
 
-def open_cache(store: Store, key: str, num_shards: int, names: list[str]) -> Cache:
-    """One cache, whatever state it is in."""
+def open_cache(store: Store, key: str, num_shards: int, names: AbstractSet[str]) -> Cache:
+    """One cache, whatever state it is in; `names` are all objects below `hidden-states`."""
     folder = hidden_states_path(key, num_shards)
-    users = [name.rpartition("/")[2] for name in names if name.startswith(f"{folder}/{USERS}/")]
-    shards = (Shard(store, shard_path(key, num_shards, number)).manifest() for number in range(num_shards))
+    users = sorted(name.rpartition("/")[2] for name in names if name.startswith(f"{folder}/{USERS}/"))
+    paths = (shard_path(key, num_shards, number) for number in range(num_shards))
+    # in a bucket every question is a request
+    shards = (Shard(store, path).manifest() if f"{path}/{MANIFEST}" in names else None for path in paths)
     return Cache(key, num_shards, read_key(store, folder), tuple(shards), tuple(users), width_of(store, folder))
 
 
@@ -94,7 +97,7 @@ def width_of(store: Store, folder: str) -> int | None:
     try:
         entries, _ = read_entries(partial(store.read_range, f"{folder}/{TARGET_FILE}"), TARGET_FILE)
         return int(json.loads(entries["__metadata__"]["config"])["hidden_size"])
-    except (FileNotFoundError, KeyError, ValueError):
+    except (FileNotFoundError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

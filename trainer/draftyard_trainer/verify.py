@@ -6,7 +6,9 @@ A reader checks what it reads; this checks all of it, before a training of days 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,16 +16,24 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from draftyard_api.exit_codes import ExitCode, Failure
-from draftyard_api.names import export_path, prepared_path, shard_path
+from draftyard_api.names import MANIFEST, export_path, hidden_states_path, prepared_path, shard_path
 from draftyard_trainer import inventory
 from draftyard_trainer.data.prepared import PreparedDataset
 from draftyard_trainer.draft.manifest import FileRecord
+from draftyard_trainer.hidden_states import calibration
 from draftyard_trainer.hidden_states.calibration import CALIBRATION_FILE
-from draftyard_trainer.hidden_states.opening import read_index
+from draftyard_trainer.hidden_states.key import KEY_FILE, PROBE_FILE, TARGET_FILE
+from draftyard_trainer.hidden_states.opening import is_index_of, read_index
+from draftyard_trainer.hidden_states.probe import read_probe
 from draftyard_trainer.hidden_states.record import aligned
-from draftyard_trainer.hidden_states.shard import Shard, ShardManifest, is_intact
+from draftyard_trainer.hidden_states.shard import INDEX, Shard, ShardManifest, StoredPart, is_intact
 from draftyard_trainer.inventory import Cache, Draft, PreparedFolder
+from draftyard_trainer.storage.sealed import check_tensors
 from draftyard_trainer.storage.store import Store
+
+MARKER = re.compile(r"part-(\d{3,6})\.json")
+SHARED = (TARGET_FILE, PROBE_FILE, CALIBRATION_FILE)
+"""What lies beside the shards of a cache, apart from its key."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,8 @@ def verify(store: Store, console: Console, takes_back: bool = False) -> int:
     folders, caches, drafts = inventory.prepared_folders(store), inventory.caches(store), inventory.drafts(store)
     total = sum(folder.manifest.bytes for folder in folders if folder.manifest)
     total += sum(shard.bytes for cache in caches for shard in cache.complete)
+    shared = (f"{hidden_states_path(cache.key, cache.num_shards)}/{file}" for cache in caches for file in SHARED)
+    total += sum(store.size(name) or 0 for name in shared)
     total += sum(record.bytes for draft in drafts if draft.manifest for record in draft.manifest.files.values())
     findings = []
     columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -54,9 +66,14 @@ def verify(store: Store, console: Console, takes_back: bool = False) -> int:
                 bar.advance(task, each)
                 continue
             findings.append(each)
-            console.print(f"{each.name}: {each.what}", style="red", highlight=False, soft_wrap=True)
+            console.print(f"{each.name} {each.what}", style="red", highlight=False, soft_wrap=True)
             if takes_back and each.take_back is not None:
                 each.take_back()
+    for cache in caches:
+        complete, wanted = len(cache.complete), cache.num_shards
+        if complete < wanted:
+            folder = hidden_states_path(cache.key, wanted)
+            console.print(f"{folder}: {complete} of {wanted} shards are complete", highlight=False)
     if findings:
         advice = (
             "run the training again: it makes these anew" if takes_back else "--take-back lets the next run mend it"
@@ -74,9 +91,7 @@ def check_all(
     for folder in folders:
         yield from check_prepared(store, folder)
     for cache in caches:
-        for number, manifest in enumerate(cache.shards):
-            if manifest is not None:
-                yield from check_shard(Shard(store, shard_path(cache.key, cache.num_shards, number)), manifest)
+        yield from check_cache(store, cache)
     for draft in drafts:
         yield from check_draft(store, draft)
 
@@ -85,27 +100,94 @@ def check_prepared(store: Store, folder: PreparedFolder) -> Iterator[Finding | i
     """Tokens, masks, split and vocabulary."""
     name = prepared_path(folder.name)
     if folder.manifest is None:
-        yield Finding(name, "its MANIFEST.json cannot be read")
+        yield Finding(f"{name}/{MANIFEST}", "cannot be read")
         return
     try:
         dataset = PreparedDataset.open(store, folder.name)
     except Failure as failure:
-        yield Finding(name, failure.message)
+        yield Finding(name, f"cannot be used: {failure.message}")
         return
     if dataset.tokens_sha256() != folder.manifest.tokens_sha256:
-        yield Finding(name, "its tokens or masks are not those that were written")
+        yield Finding(name, "does not have the tokens or masks that were written")
     yield folder.manifest.bytes
 
 
-def check_shard(shard: Shard, manifest: ShardManifest) -> Iterator[Finding | int]:
+def check_cache(store: Store, cache: Cache) -> Iterator[Finding | int]:
+    """What all shards share, then each of them."""
+    folder = hidden_states_path(cache.key, cache.num_shards)
+    names = set(store.list(folder))
+    if cache.document is None or cache.document.name() != cache.key:
+        yield finding(store, f"{folder}/{KEY_FILE}", "is missing, broken, or not of this folder")
+    is_needed = bool(cache.complete)
+    for file, is_whole in ((TARGET_FILE, is_sealed), (PROBE_FILE, has_probe), (CALIBRATION_FILE, has_channels)):
+        name = f"{folder}/{file}"
+        # shards keep their own sizes of channels: those of all are a help for the next one
+        if name not in names and (not is_needed or file == CALIBRATION_FILE):
+            continue
+        if name not in names or not is_whole(store, name):
+            yield finding(store, name, "is missing, or broken")
+        yield store.size(name) or 0
+    for number, manifest in enumerate(cache.shards):
+        shard = Shard(store, shard_path(cache.key, cache.num_shards, number))
+        yield from check_documents(shard, manifest, names)
+        if manifest is not None:
+            yield from check_records(shard, manifest)
+
+
+def finding(store: Store, name: str, what: str) -> Finding:
+    """A broken file that the next run makes again when it is gone."""
+    return Finding(name, what, partial(store.delete, name))
+
+
+def is_sealed(store: Store, name: str) -> bool:
+    """Whether tensors have the checksum in their header; read in pieces, since there may be gigabytes."""
+    try:
+        check_tensors(partial(store.read_range, name), store.size(name) or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def has_probe(store: Store, name: str) -> bool:
+    """Whether a probe can be read."""
+    return read_probe(store, name) is not None
+
+
+def has_channels(store: Store, name: str) -> bool:
+    """Whether sizes of channels can be read."""
+    try:
+        calibration.parse(store.read(name))
+    except ValueError:
+        return False
+    return True
+
+
+def check_documents(shard: Shard, manifest: ShardManifest | None, names: AbstractSet[str]) -> Iterator[Finding | int]:
+    """A shard's manifest and commit markers; those of a shard that is not complete, too."""
+    if manifest is None and f"{shard.folder}/{MANIFEST}" in names:
+        yield Finding(f"{shard.folder}/{MANIFEST}", "is broken, or of another version", shard.distrust)
+    for name in sorted(names):
+        found = MARKER.fullmatch(name.removeprefix(f"{shard.folder}/"))
+        if found is None:
+            continue
+        number = int(found[1])
+        part = shard.part(number)
+        expected = manifest.parts[number] if manifest and number < len(manifest.parts) else None
+        if part is None:
+            yield finding(shard.store, name, "is broken, or of another version")
+        elif manifest is not None and StoredPart.of(part).summary != expected:
+            yield finding(shard.store, name, "is not of the part that the manifest names")
+
+
+def check_records(shard: Shard, manifest: ShardManifest) -> Iterator[Finding | int]:
     """Index, calibration, and every record of every part."""
     index = read_index(shard)
-    if hashlib.sha256(index.tobytes()).hexdigest() != manifest.index_sha256:
-        yield Finding(shard.folder, "index.bin is missing, or not what the manifest names", shard.distrust)
+    if not is_index_of(manifest, index):
+        yield Finding(f"{shard.folder}/{INDEX}", "is missing, or not what the manifest names", shard.distrust)
         return
     if manifest.calibration_sha256 is not None and digest_of(shard) != manifest.calibration_sha256:
-        what = f"{CALIBRATION_FILE} is missing, or not what the manifest names"
-        yield Finding(shard.folder, what, partial(shard.distrust, calibration=True))
+        what = "is missing, or not what the manifest names"
+        yield Finding(f"{shard.folder}/{CALIBRATION_FILE}", what, partial(shard.distrust, calibration=True))
     for number, part in enumerate(manifest.parts):
         digest = hashlib.sha256()
         broken = []
@@ -121,12 +203,12 @@ def check_shard(shard: Shard, manifest: ShardManifest) -> Iterator[Finding | int
             yield size
         if broken:
             listed = ", ".join(map(str, broken[:5]))
-            what = f"{part.file}: {len(broken)} broken records (documents {listed})"
+            what = f"has {len(broken)} broken records (documents {listed})"
         elif digest.hexdigest() != part.sha256:
-            what = f"{part.file}: its bytes are not those that were written"
+            what = "does not have the bytes that were written"
         else:
             continue
-        yield Finding(shard.folder, what, partial(shard.distrust, number))
+        yield Finding(f"{shard.folder}/{part.file}", what, partial(shard.distrust, number))
 
 
 def digest_of(shard: Shard) -> str | None:
@@ -141,7 +223,7 @@ def check_draft(store: Store, draft: Draft) -> Iterator[Finding | int]:
     """Every file of an export."""
     name = export_path(draft.run)
     if draft.manifest is None:
-        yield Finding(name, "its MANIFEST.json cannot be read")
+        yield Finding(f"{name}/{MANIFEST}", "cannot be read")
         return
     for file, expected in draft.manifest.files.items():
         try:
@@ -149,5 +231,5 @@ def check_draft(store: Store, draft: Draft) -> Iterator[Finding | int]:
         except FileNotFoundError:
             is_whole = False
         if not is_whole:
-            yield Finding(name, f"{file} is missing, or not what the manifest names")
+            yield Finding(f"{name}/{file}", "is missing, or not what the manifest names")
         yield expected.bytes

@@ -96,9 +96,12 @@ def read_entries(read: Callable[[int, int], bytes], name: str) -> tuple[dict[str
     if not 0 < length <= MAX_HEADER_BYTES:
         raise ValueError(f"{name}: no safetensors header")
     try:
-        return json.loads(read(8, length)), 8 + length
-    except ValueError as error:
+        entries = json.loads(read(8, length))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: broken safetensors header") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"{name}: broken safetensors header")
+    return entries, 8 + length
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:
@@ -113,9 +116,12 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     # Free text of the writer, no tensor.
     entries.pop("__metadata__", None)
     tensors = {}
-    for name, entry in entries.items():
-        first, last = entry["data_offsets"]
-        tensors[name] = TensorHeader(entry["dtype"], tuple(entry["shape"]), base + first, base + last)
+    try:
+        for name, entry in entries.items():
+            first, last = entry["data_offsets"]
+            tensors[name] = TensorHeader(entry["dtype"], tuple(entry["shape"]), base + first, base + last)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: broken safetensors header") from error
     # An interrupted copy has a whole header in front of missing bytes.
     needed = max((tensor.end for tensor in tensors.values()), default=base)
     if path.stat().st_size < needed:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from draftyard_api.exit_codes import ExitCode, Failure
@@ -47,25 +48,36 @@ class Bounds:
 BOUNDS: Mapping[Codec, Bounds] = {"balanced": Bounds(error=0.015), "compact": Bounds(error=0.05)}
 
 
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[float, Field(ge=0)]
+
+
 class Fidelity(Model):
     """Sums over measured rows; those of parts add up to those of a shard."""
 
-    rows: int = 0
+    rows: Count = 0
     """Label rows."""
-    divergence: float = 0.0
+    divergence: Size = 0.0
     """Sum of KL(labels of the true states, labels of the stored ones), nats, over the whole vocabulary."""
-    divergence_squared: float = 0.0
+    divergence_squared: Size = 0.0
     """Sum of its squares."""
-    largest: float = 0.0
+    largest: Size = 0.0
     """Largest of them."""
-    histogram: tuple[int, ...] = (0,) * NUM_BINS
+    histogram: Annotated[tuple[Count, ...], Field(min_length=NUM_BINS, max_length=NUM_BINS)] = (0,) * NUM_BINS
     """How many lie in each bin."""
-    agreeing: int = 0
+    agreeing: Count = 0
     """Rows whose most likely token stays."""
-    errors: tuple[float, ...] = ()
+    errors: tuple[Size, ...] = ()
     """Sum of squared differences of each captured layer and of the final state, whitened."""
-    sizes: tuple[float, ...] = ()
+    sizes: tuple[Size, ...] = ()
     """Sum of squares of the values."""
+
+    @model_validator(mode="after")
+    def fits(self) -> Self:
+        """An error has a size."""
+        if len(self.errors) != len(self.sizes):
+            raise ValueError(f"{len(self.errors)} errors and {len(self.sizes)} sizes")
+        return self
 
     def __add__(self, other: Self) -> Self:
         """Of both."""

@@ -7,13 +7,13 @@ import json
 from typing import Any
 
 import transformers
-from pydantic import ValidationError
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
-from draftyard_api.schema import Codec, Model
+from draftyard_api.schema import Codec, Dtype, Model
 from draftyard_trainer.hidden_states.codec import CODEC_VERSION
 from draftyard_trainer.hidden_states.record import VERSION
+from draftyard_trainer.storage.sealed import seal, unseal
 from draftyard_trainer.storage.store import Store
 
 KEY_FILE = "key.json"
@@ -28,7 +28,7 @@ class StatesKey(Model):
 
     target: str
     """Commit, or content hash of a folder."""
-    dtype: str
+    dtype: Dtype
     """Precision of the stored values."""
     quantisation: str | None
     """How the target's weights are quantised."""
@@ -76,8 +76,8 @@ class StatesKey(Model):
 def read_key(store: Store, folder: str) -> StatesKey | None:
     """The key document of a cache, if there is one that this version can read."""
     try:
-        return StatesKey.model_validate_json(store.read(f"{folder}/{KEY_FILE}"))
-    except (FileNotFoundError, ValidationError):
+        return StatesKey.model_validate_json(unseal(store.read(f"{folder}/{KEY_FILE}")))
+    except (FileNotFoundError, ValueError):
         return None
 
 
@@ -85,7 +85,7 @@ def require_key(store: Store, folder: str, wanted: StatesKey) -> None:
     """Write the key document where there is none. Raises Failure(STALE_INPUT) naming the fields that differ."""
     found = read_key(store, folder)
     if found is None:
-        store.publish(f"{folder}/{KEY_FILE}", wanted.model_dump_json(by_alias=True, indent=1).encode())
+        store.publish(f"{folder}/{KEY_FILE}", seal(wanted.model_dump_json(by_alias=True, indent=1).encode()))
         return
     differ = [
         f"{name}: given {getattr(wanted, name)!r}; the cache has {getattr(found, name)!r}"

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 
 from draftyard_api.names import hidden_states_path, shard_path
 from draftyard_api.task import StoredStatesRef, TrainTask
+from draftyard_trainer.data.document import Ids
 from draftyard_trainer.data.prepared import PreparedDataset
 from draftyard_trainer.hidden_states import calibration
 from draftyard_trainer.hidden_states.calibration import CALIBRATION_FILE
@@ -56,7 +56,7 @@ def open_stored(
         open_shard(
             Shard(store, shard_path(ref.key, ref.num_shards, number)),
             key,
-            len(documents_of(len(dataset), number, ref.num_shards)),
+            documents_of(len(dataset), number, ref.num_shards),
             layout,
             device,
         )
@@ -79,18 +79,18 @@ def load_head(store: Store, name: str) -> TargetHead:
         return TargetHead.load(store.fetch(name))
     except FileNotFoundError as error:
         raise stale(name, "it is missing") from error
-    except (SafetensorError, KeyError, ValueError) as error:
+    except ValueError as error:
         store.delete(name)
         raise stale(name, f"it is broken ({error})") from error
 
 
-def open_shard(shard: Shard, key: StatesKey, num_documents: int, layout: Layout, device: torch.device) -> StoredShard:
-    """A complete shard of so many documents, verified; unpacked on `device`. Raises Failure(STALE_INPUT)."""
+def open_shard(shard: Shard, key: StatesKey, doc_ids: Ids, layout: Layout, device: torch.device) -> StoredShard:
+    """A complete shard of these documents, verified; unpacked on `device`. Raises Failure(STALE_INPUT)."""
     manifest = shard.manifest()
     if manifest is None:
         raise stale(shard.folder, "MANIFEST.json is missing, broken, or of another version")
     index = read_index(shard)
-    problem = find_problem(shard, manifest, key, num_documents, index)
+    problem = find_problem(shard, manifest, key, doc_ids, index)
     if problem is not None:
         shard.distrust(problem.part)
         raise stale(shard.folder, problem.what)
@@ -133,19 +133,28 @@ class Problem:
 
 
 def find_problem(
-    shard: Shard, manifest: ShardManifest, key: StatesKey, expected: int, index: npt.NDArray[np.void]
+    shard: Shard, manifest: ShardManifest, key: StatesKey, doc_ids: Ids, index: npt.NDArray[np.void]
 ) -> Problem | None:
     """Compare a shard with its manifest: the key, the counts, the index, the parts' sizes, and one record at random."""
     if manifest.key != key.sha256():
         return Problem(f"key: given {key.sha256()}; its manifest has {manifest.key}")
-    if manifest.documents + len(manifest.skipped) != expected:
-        return Problem(f"it has {manifest.documents} documents and {len(manifest.skipped)} skipped, not {expected}")
-    if hashlib.sha256(index.tobytes()).hexdigest() != manifest.index_sha256 or len(index) != manifest.documents:
+    counts = (manifest.documents, len(manifest.skipped))
+    if sum(counts) != len(doc_ids):
+        return Problem(f"it has {counts[0]} documents and {counts[1]} skipped, not {len(doc_ids)}")
+    if not is_index_of(manifest, index) or len(index) != manifest.documents:
         return Problem(f"{INDEX} is missing, or not what the manifest names")
+    skipped = np.array([each.doc_id for each in manifest.skipped], dtype=np.int64)
+    if not np.array_equal(np.sort(np.concatenate([index["doc_id"].astype(np.int64), skipped])), doc_ids):
+        return Problem("its documents are not those of its number")
     for number, part in enumerate(manifest.parts):
         size = shard.store.size(f"{shard.folder}/{part.file}")
         if size != part.bytes:
             return Problem(f"{part.file} has {size} bytes, not {part.bytes}", number)
+    return broken_record(shard, manifest, index)
+
+
+def broken_record(shard: Shard, manifest: ShardManifest, index: npt.NDArray[np.void]) -> Problem | None:
+    """Read one record at random."""
     if len(index):
         row = index[secrets.randbelow(len(index))]
         number = int(row["part"])
@@ -154,6 +163,18 @@ def find_problem(
         if not is_intact(record, int(row["doc_id"])):
             return Problem(f"{name}: document {row['doc_id']} at byte {row['offset']} does not read back", number)
     return None
+
+
+def is_index_of(manifest: ShardManifest, index: npt.NDArray[np.void]) -> bool:
+    """Whether an index is the one that the manifest names, and its records lie inside its parts."""
+    if hashlib.sha256(index.tobytes()).hexdigest() != manifest.index_sha256:
+        return False
+    sizes = np.array([part.bytes for part in manifest.parts], dtype=np.uint64)
+    if len(index) and int(index["part"].max()) >= len(sizes):
+        return False
+    room = sizes[index["part"]]
+    # not their sum, which may be too large for 64 bits
+    return bool(((index["bytes"] <= room) & (index["offset"] <= room - index["bytes"])).all())
 
 
 def require_no_document_twice(folder: str, shards: tuple[StoredShard, ...]) -> None:

@@ -6,13 +6,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 from draftyard_trainer.hidden_states.codec import StateCodec
-from draftyard_trainer.hidden_states.shard import CapturedPart, Part, Shard
+from draftyard_trainer.hidden_states.shard import CapturedPart, Part, Shard, StoredPart
 
 
 class PartWriter(AbstractContextManager["PartWriter"]):
     """Commits one part while the next is captured, in order. Failures come out of `put` and `wait`."""
 
-    def __init__(self, shard: Shard, codec: StateCodec, parts: dict[int, Part]) -> None:
+    def __init__(self, shard: Shard, codec: StateCodec, parts: dict[int, StoredPart]) -> None:
         self._shard = shard
         self._codec = codec
         self._parts = parts
@@ -29,7 +29,7 @@ class PartWriter(AbstractContextManager["PartWriter"]):
         if self._pending is None:
             return
         (number, part), self._pending = self._pending, None
-        self._parts[number] = part.result()
+        self._parts[number] = StoredPart.of(part.result())
 
     def __exit__(self, *_: object) -> None:
         """A part that is whole is committed even when the next one ends the attempt."""

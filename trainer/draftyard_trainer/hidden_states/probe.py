@@ -16,6 +16,8 @@ from draftyard_api.reasons import Reason
 from draftyard_api.schema import Model
 from draftyard_trainer.data.document import Document
 from draftyard_trainer.hidden_states.sample import Sample
+from draftyard_trainer.storage.sealed import unseal
+from draftyard_trainer.storage.store import Store
 from draftyard_trainer.target.capture import CapturedTarget
 
 # n tokens of the probe, A captured layers, H width, V vocabulary
@@ -59,6 +61,14 @@ class Probe(Model):
     """Of x[j]."""
     after_nll: float
     """Of x[j+2]."""
+
+
+def read_probe(store: Store, name: str) -> Probe | None:
+    """What an earlier probe found; None without one that can be read."""
+    try:
+        return Probe.model_validate_json(unseal(store.read(name)))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def probe_capture(target: CapturedTarget, document: Document) -> Probe:

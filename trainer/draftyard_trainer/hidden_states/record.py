@@ -24,6 +24,7 @@ from draftyard_trainer.hidden_states.codec import (
     compress,
     decompress,
 )
+from draftyard_trainer.storage.sealed import checksum
 
 # n tokens, s spans, r label rows, A captured layers
 
@@ -72,7 +73,8 @@ def form_of(layout: Layout) -> int:
 
 
 def encode(packed: PackedSample, codec: StateCodec) -> bytes:
-    """A record, without padding. The sample is in host memory."""
+    """A record, without padding. The sample is in host memory, or on its way there."""
+    packed.wait()
     document = packed.document
     aux, last = compress(packed.aux), compress(packed.last)
     payload = b"".join(
@@ -124,10 +126,20 @@ def read_header(record: bytes) -> Header:
     if len(record) < header.least_bytes:
         raise CorruptRecordError(f"{len(record)} bytes; the header says at least {header.least_bytes}")
     zeroed = record[: CRC.start] + bytes(4) + record[CRC.stop : HEADER.size]
-    crc = google_crc32c.extend(google_crc32c.value(zeroed), record[HEADER.size :])
+    crc = checksum(memoryview(record)[HEADER.size :], google_crc32c.value(zeroed))
     if crc != header.crc:
         raise CorruptRecordError(f"crc32c {crc:08x}; the header says {header.crc:08x}")
     return header
+
+
+def checked(document: Document, rows: int) -> Document:
+    """A document whose spans lie in it, ascending and apart, and have so many label rows. Raises ValueError."""
+    starts, ends = document.spans[:, 0], document.spans.sum(axis=1)
+    if (ends > document.num_tokens).any() or (starts[1:] < ends[:-1]).any():
+        raise ValueError(f"spans {document.spans.tolist()} of {document.num_tokens} tokens")
+    if len(document.label_rows()) != rows:
+        raise ValueError(f"{rows} label rows; its spans have {len(document.label_rows())}")
+    return document
 
 
 def decode(record: bytes, codec: StateCodec, pinned: bool = False) -> PackedSample:
@@ -153,7 +165,7 @@ def decode(record: bytes, codec: StateCodec, pinned: bool = False) -> PackedSamp
     aux, last = rest[: header.aux_bytes], rest[header.aux_bytes :]
     try:
         return PackedSample(
-            document=Document(header.doc_id, x, spans.reshape(-1, 2)),
+            document=checked(Document(header.doc_id, x, spans.reshape(-1, 2)), rows),
             aux=decompress(aux, codec.aux, aux_scales.view(tokens, codec.aux.num_scales), pinned),
             last=decompress(last, codec.last, last_scales.view(rows, codec.last.num_scales), pinned),
             tok=torch.from_numpy(tok),

@@ -16,9 +16,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ValidationError
+import numpy.typing as npt
+from pydantic import Field
 
 from draftyard_api.names import MANIFEST
 from draftyard_api.schema import Model
@@ -27,6 +29,7 @@ from draftyard_trainer.hidden_states.calibration import CALIBRATION_FILE
 from draftyard_trainer.hidden_states.codec import PackedSample, StateCodec
 from draftyard_trainer.hidden_states.fidelity import Fidelity
 from draftyard_trainer.hidden_states.record import CorruptRecordError, aligned, encode, read_header
+from draftyard_trainer.storage.sealed import seal, unseal
 from draftyard_trainer.storage.store import Store
 
 FORMAT = 1
@@ -41,25 +44,32 @@ INDEX_DTYPE = np.dtype(
 )
 
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Small = Annotated[int, Field(ge=0, lt=2**32)]
+"""What the index has room for."""
+FileName = Annotated[str, Field(pattern=r"^part-[0-9]{3,6}\.[0-9a-f]{8}\.bin$")]
+"""Of a data file: it can lead nowhere else."""
+
+
 class Place(Model):
     """Where one record lies in its part."""
 
-    doc_id: int
+    doc_id: Count
     """Document."""
-    offset: int
+    offset: Count
     """First byte, a multiple of 64."""
-    bytes: int
+    bytes: Count
     """Length, without padding."""
-    tokens: int
+    tokens: Small
     """Its tokens."""
-    labels: int
+    labels: Small
     """Its label rows."""
 
 
 class Skipped(Model):
     """A document that is not stored."""
 
-    doc_id: int
+    doc_id: Count
     """Document."""
     reason: str
     """Why."""
@@ -72,11 +82,11 @@ class Part(Model):
 
     format: int = FORMAT
     """Version of this file."""
-    number: int
+    number: Small
     """Place in the shard."""
-    file: str
+    file: FileName
     """Data file, in the same folder."""
-    bytes: int
+    bytes: Count
     """Its size."""
     sha256: str
     """Of its content."""
@@ -98,14 +108,36 @@ class Part(Model):
 class PartSummary(Model):
     """A part in the shard's manifest."""
 
-    file: str
+    file: FileName
     """Data file."""
-    bytes: int
+    bytes: Count
     """Its size."""
     sha256: str
     """Of its content."""
-    documents: int
+    documents: Count
     """Records."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPart:
+    """What an attempt remembers of a committed part: 36 bytes for a record."""
+
+    summary: PartSummary
+    index: npt.NDArray[Any]
+    """`INDEX_DTYPE`, its records in order."""
+    skipped: tuple[Skipped, ...]
+    calibration_sha256: str | None
+    fidelity: Fidelity | None
+
+    @classmethod
+    def of(cls, part: Part) -> StoredPart:
+        """Of a part that is there."""
+        rows = [
+            (place.doc_id, part.number, place.offset, place.bytes, place.tokens, place.labels) for place in part.records
+        ]
+        summary = PartSummary(file=part.file, bytes=part.bytes, sha256=part.sha256, documents=len(rows))
+        index = np.array(rows, dtype=INDEX_DTYPE)
+        return cls(summary, index, part.skipped, part.calibration_sha256, part.fidelity)
 
 
 class ShardManifest(Model):
@@ -121,13 +153,13 @@ class ShardManifest(Model):
     """Number of all shards of this cut."""
     codec: str
     """How states are stored."""
-    documents: int
+    documents: Count
     """Stored documents."""
-    tokens: int
+    tokens: Count
     """Their tokens."""
-    label_rows: int
+    label_rows: Count
     """Their label rows."""
-    bytes: int
+    bytes: Count
     """Bytes of all parts."""
     parts: tuple[PartSummary, ...]
     """In order."""
@@ -154,21 +186,20 @@ def documents_of(num_documents: int, shard: int, shards: int) -> Ids:
     return np.arange(shard, num_documents, shards, dtype=np.int64)
 
 
-def cut_parts(doc_ids: Ids, lengths: Ids, sizes: Ids, part_bytes: int = PART_BYTES) -> list[list[int]]:
+def cut_parts(doc_ids: Ids, lengths: Ids, sizes: Ids, part_bytes: int = PART_BYTES) -> list[Ids]:
     """Consecutive documents of at most `part_bytes` and PART_TOKENS; a larger document is a part of its own.
 
     It depends on what `prepare` wrote alone, so every attempt cuts alike.
     """
-    parts: list[list[int]] = []
+    starts: list[int] = []
     bytes_left = tokens_left = 0
-    for doc_id, length, size in zip(doc_ids.tolist(), lengths.tolist(), sizes.tolist(), strict=True):
-        if not parts or size > bytes_left or length > tokens_left:
-            parts.append([])
+    for place, (length, size) in enumerate(zip(lengths, sizes, strict=True)):
+        if not starts or size > bytes_left or length > tokens_left:
+            starts.append(place)
             bytes_left, tokens_left = part_bytes, PART_TOKENS
-        parts[-1].append(doc_id)
-        bytes_left -= size
-        tokens_left -= length
-    return parts
+        bytes_left -= int(size)
+        tokens_left -= int(length)
+    return np.split(doc_ids, starts[1:]) if starts else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,18 +222,24 @@ class Shard:
     def manifest(self) -> ShardManifest | None:
         """The manifest of a complete shard, else None."""
         try:
-            return ShardManifest.model_validate_json(self.store.read(f"{self.folder}/{MANIFEST}"))
-        except (FileNotFoundError, ValidationError):
+            return ShardManifest.model_validate_json(unseal(self.store.read(f"{self.folder}/{MANIFEST}")))
+        except (FileNotFoundError, ValueError):
             return None
 
-    def committed(self, number: int, doc_ids: Sequence[int], calibration_sha256: str | None) -> Part | None:
-        """A part with these documents that an earlier attempt committed, and whose first record reads back."""
+    def part(self, number: int) -> Part | None:
+        """What the commit marker of a part says; None without one that can be read."""
         try:
-            part = Part.model_validate_json(self.store.read(self._marker(number)))
-        except (FileNotFoundError, ValidationError):
+            return Part.model_validate_json(unseal(self.store.read(self.marker(number))))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def committed(self, number: int, doc_ids: list[int], calibration_sha256: str | None) -> Part | None:
+        """A part with these documents that an earlier attempt committed, and whose first record reads back."""
+        part = self.part(number)
+        if part is None:
             return None
         is_whole = self.store.size(f"{self.folder}/{part.file}") == part.bytes
-        is_ours = part.number == number and part.doc_ids == list(doc_ids)
+        is_ours = part.number == number and part.doc_ids == doc_ids
         is_readable = part.calibration_sha256 == calibration_sha256
         return part if is_whole and is_ours and is_readable and self._reads_back(part) else None
 
@@ -236,13 +273,14 @@ class Shard:
             calibration_sha256=captured.calibration_sha256,
             fidelity=captured.fidelity,
         )
-        self.store.publish(self._marker(number), part.model_dump_json(by_alias=True, exclude_none=True).encode())
+        marker = part.model_dump_json(by_alias=True, exclude_none=True).encode()
+        self.store.publish(self.marker(number), seal(marker))
         return part
 
-    def complete(self, manifest: ShardManifest, parts: Sequence[Part]) -> None:
+    def complete(self, manifest: ShardManifest, parts: Sequence[StoredPart]) -> None:
         """Write the index and then, as the very last, the manifest."""
         self.store.publish(f"{self.folder}/{INDEX}", index_bytes(parts))
-        content = manifest.model_dump_json(by_alias=True, indent=1).encode()
+        content = seal(manifest.model_dump_json(by_alias=True, indent=1).encode())
         self.store.publish(f"{self.folder}/{MANIFEST}", content)
 
     def tidy(self, manifest: ShardManifest) -> None:
@@ -259,9 +297,10 @@ class Shard:
         if calibration:
             self.store.delete(f"{self.folder}/{CALIBRATION_FILE}")
         if part is not None:
-            self.store.delete(self._marker(part))
+            self.store.delete(self.marker(part))
 
-    def _marker(self, number: int) -> str:
+    def marker(self, number: int) -> str:
+        """Name of a part's commit marker."""
         return f"{self.folder}/part-{number:03d}.json"
 
 
@@ -292,11 +331,6 @@ def describe(sample: PackedSample, offset: int, size: int) -> Place:
     return Place(doc_id=document.doc_id, offset=offset, bytes=size, tokens=document.num_tokens, labels=len(sample.tok))
 
 
-def index_bytes(parts: Sequence[Part]) -> bytes:
+def index_bytes(parts: Sequence[StoredPart]) -> bytes:
     """All records of a shard, in order."""
-    rows = [
-        (place.doc_id, part.number, place.offset, place.bytes, place.tokens, place.labels)
-        for part in parts
-        for place in part.records
-    ]
-    return np.array(rows, dtype=INDEX_DTYPE).tobytes()
+    return b"".join(part.index.tobytes() for part in parts)

@@ -1,4 +1,4 @@
-"""Worlds for tests of stored states: prepared documents of chosen lengths, and a store that fails when told to."""
+"""Worlds for tests of stored states: documents of chosen lengths, equal samples, a store that fails when told to."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 
 from draftyard_api.names import MANIFEST, prepared_path
 from draftyard_api.progress import DatasetCounts
@@ -16,6 +17,7 @@ from draftyard_trainer.data.manifest import DataKey, MaskReport, PreparedManifes
 from draftyard_trainer.data.prepared import PreparedDataset, PreparedWriter
 from draftyard_trainer.data.tokens import Tokenised
 from draftyard_trainer.data.vocabulary import build_vocabulary
+from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.storage.local import LocalStore
 from draftyard_trainer.storage.store import Store
 
@@ -65,6 +67,17 @@ def describe(writer: PreparedWriter, vocab_size: int) -> PreparedManifest:
         vocabulary_sha256=writer.write_vocabulary(vocabulary),
         bytes=0,
     )  # fmt: skip
+
+
+def assert_equal(one: Sample, other: Sample) -> None:
+    """Equal in every bit."""
+    assert one.document.doc_id == other.document.doc_id
+    assert one.document.tokens.tolist() == other.document.tokens.tolist()
+    assert one.document.spans.tolist() == other.document.spans.tolist()
+    for name in ("aux", "last", "tok", "lse"):
+        left, right = getattr(one, name), getattr(other, name)
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
 
 
 class PulledPlugError(Exception):

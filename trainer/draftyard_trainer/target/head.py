@@ -9,15 +9,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
+from draftyard_trainer.storage.sealed import CRC, ZEROS, check_tensors, write_tensors
 
 # r label rows, V vocabulary, H width of the target
 
@@ -118,22 +119,36 @@ class TargetHead:
         """Whether output matrix and embedding are one tensor."""
         return self.lm_head.data_ptr() == self.embed.data_ptr()
 
-    def serialise(self) -> bytes:
-        """One safetensors file, the config in its header; a tied head is in it once."""
+    def write(self, sink: BinaryIO) -> None:
+        """Write one safetensors file, the config in its header; a tied head is in it once."""
         tensors = {EMBEDDING: self.embed, NORM: self.norm}
         if not self.is_tied:
             tensors[HEAD] = self.lm_head
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        return save(plain, metadata={"format": "pt", "config": json.dumps(dict(self.config), sort_keys=True)})
+        config = json.dumps(dict(self.config), sort_keys=True)
+        write_tensors(save(plain, metadata={"format": "pt", "config": config, CRC: ZEROS}), sink)
 
     @classmethod
     def load(cls, path: Path) -> TargetHead:
-        """Read what `serialise` made. Raises KeyError, ValueError or SafetensorError for anything else."""
-        with safe_open(path, "pt") as file:
-            config = json.loads((file.metadata() or {})["config"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        embed = tensors[EMBEDDING]
-        return cls(tensors.get(HEAD, embed), embed, tensors[NORM], config)
+        """Read what `write` wrote. Raises ValueError for anything else."""
+        with path.open("rb") as content:
+
+            def read(offset: int, length: int) -> bytes:
+                content.seek(offset)
+                return content.read(length)
+
+            check_tensors(read, path.stat().st_size)
+        try:
+            with safe_open(path, "pt") as file:
+                config = json.loads((file.metadata() or {})["config"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+            embed, norm = tensors[EMBEDDING], tensors[NORM]
+        except (SafetensorError, KeyError, RecursionError) as error:
+            raise ValueError(f"no head of a target ({error})") from error
+        head = cls(tensors.get(HEAD, embed), embed, norm, config)
+        if not isinstance(config, dict) or embed.ndim != 2 or head.lm_head.shape[1:] != embed.shape[1:]:
+            raise ValueError("a head, embeddings and a config that do not fit together")
+        return head
 
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> TargetHead:
