@@ -20,6 +20,8 @@ Time = Annotated[str, Field(max_length=40)]
 Short = Annotated[str, Field(max_length=253)]
 Message = Annotated[str, Field(max_length=1024)]
 Count = Annotated[int, Field(ge=0)]
+Backend = Literal["Job", "PyTorchJob"]
+"""What a stage runs as."""
 MAX_CONDITIONS = 24
 MAX_HISTORY = 10
 
@@ -285,7 +287,7 @@ class DraftTrainingStatus(Model):
     """For people."""
     stage: Stage | None = None
     """Stage that is running or ended the run."""
-    backend: Literal["Job", "PyTorchJob"] | None = None
+    backend: Backend | None = None
     """What training runs as, resolved once."""
     attempt: Count | None = None
     """Attempt of that stage."""
