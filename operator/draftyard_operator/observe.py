@@ -343,7 +343,9 @@ def read_claim(found: Mapping[str, Json]) -> Claim:
         access_modes=tuple(spec.get("accessModes") or ()),
         capacity=int(parse_quantity((status.get("capacity") or {}).get("storage", 0))),
         requested=int(parse_quantity(requested)),
-        owner_uid=next((one["uid"] for one in metadata.get("ownerReferences") or ()), ""),
+        owner_uid=next(
+            (one["uid"] for one in metadata.get("ownerReferences") or () if one.get("kind") == names.KIND), ""
+        ),
         claim_of=(metadata.get("labels") or {}).get(names.LABEL_CLAIM_OF, ""),
         is_deleting="deletionTimestamp" in metadata,
     )

@@ -98,11 +98,14 @@ def running(book: Ledger, planned: Fact, obstacle: Problem | None) -> Fact:
     stage = book.current()
     if book.conclusion is not None or stage is None:
         return NOT_NEEDED
-    hindrance = stuck_pod(book, stage) or (obstacle and Fact("False", obstacle.reason, obstacle.message))
+    refused = Fact("False", obstacle.reason, obstacle.message) if obstacle else None
+    child = active_child(book)
+    # what is refused beside a child that works is not what the run waits for
+    hindrance = stuck_pod(book, stage) or (refused if child is None else None)
     if hindrance is not None:
         return hindrance
     if book.stage(stage).state == "Running":
-        return pods_fact(book, stage, active_child(book))
+        return pods_fact(book, stage, child)
     is_held = book.run.wanted.suspend or planned.truth == "False"
     return NOT_NEEDED if is_held else waiting(book, stage)
 
