@@ -26,9 +26,8 @@ def live(found: list[Json]) -> list[Json]:
 def controller_of(store: Store, kind: Kind, dependent: Json) -> Json | None:
     """The object of this kind that controls another one, if it is there."""
     for reference in dependent["metadata"].get("ownerReferences", ()):
-        if (reference["apiVersion"], reference["kind"]) == (kind.api_version, kind.name) and reference.get(
-            "controller"
-        ):
+        is_of_kind = (reference["apiVersion"], reference["kind"]) == (kind.api_version, kind.name)
+        if is_of_kind and reference.get("controller"):
             found = store.find(kind, dependent["metadata"]["namespace"], reference["name"])
             if found is not None and found["metadata"]["uid"] == reference["uid"]:
                 return found

@@ -155,7 +155,7 @@ class Store:
             made["metadata"]["generation"] = before["generation"] + 1
         if made == known:
             return known
-        if "deletionTimestamp" in kept and not made["metadata"].get("finalizers"):
+        if "deletionTimestamp" in kept and before.get("finalizers") and not made["metadata"].get("finalizers"):
             return self.remove(kind, made)
         return self._record("MODIFIED", kind, made, known)
 
