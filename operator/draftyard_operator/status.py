@@ -63,15 +63,12 @@ def stage_fact(held: StageStatus) -> Fact:
 
 def end_facts(ledger: Ledger) -> dict[ConditionType, Fact]:
     """Complete and Failed: sticky, and never both."""
-    going_on = Fact("False", Reason.IN_PROGRESS)
+    both = dict.fromkeys((ConditionType.COMPLETE, ConditionType.FAILED), Fact("False", Reason.IN_PROGRESS))
     end = ledger.conclusion
     if end is None:
-        return {ConditionType.COMPLETE: going_on, ConditionType.FAILED: going_on}
-    told = Fact("True", end.reason, end.message)
-    other = Fact("False", end.reason, end.message)
-    if end.succeeded:
-        return {ConditionType.COMPLETE: told, ConditionType.FAILED: other}
-    return {ConditionType.COMPLETE: other, ConditionType.FAILED: told}
+        return both
+    kind = ConditionType.COMPLETE if end.succeeded else ConditionType.FAILED
+    return both | {kind: Fact("True", end.reason, end.message)}
 
 
 # -- The phase --------------------------------------------------------------------------------------------------------
