@@ -196,7 +196,7 @@ def check_deadlines(ledger: Ledger, stage: Stage, child: Child) -> None:
         message = f"{name}: no pod was ready within {limits.start_seconds} s (deadlines.startSeconds): {why}"
         ledger.fail(stage, Reason.START_DEADLINE_EXCEEDED, message)
         return
-    silent = deadlines.silent_since(ledger.status)
+    silent = deadlines.silent_since(ledger.status, answers=ledger.seen.progress is not None)
     if silent is not None and times.seconds_since(silent, ledger.now) > limits.progress_seconds:
         message = f"{name}: no new heartbeat for {limits.progress_seconds} s (deadlines.progressSeconds)"
         end_counted(ledger, stage, Reason.PROGRESS_DEADLINE_EXCEEDED, message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from draftyard_api.reasons import Reason
 from draftyard_api.status import Condition, ConditionType, DraftTrainingStatus, Phase, StageStatus
 from draftyard_operator import times
 
@@ -58,12 +59,19 @@ def starting_since(status: DraftTrainingStatus, stage: StageStatus) -> str | Non
     return max([stage.start_time, *stopped, *standstills(status)])
 
 
-def silent_since(status: DraftTrainingStatus) -> str | None:
-    """Since when no new heartbeat was seen; None before a first one, which a network policy may hold back."""
+def silent_since(status: DraftTrainingStatus, *, answers: bool) -> str | None:
+    """Since when no new heartbeat was seen; None before a first one, which a network policy may hold back.
+
+    `answers`: a pod was asked now, and has answered.
+    """
     progress = status.progress
     if progress is None or progress.heartbeat is None or progress.last_updated_time is None or stands_still(status):
         return None
-    reporting = find(status, ConditionType.PROGRESS_REPORTING)
-    # an operator that was away has not heard anything: what counts began when it saw the silence itself
-    heard = [reporting.last_transition_time] if reporting is not None and reporting.status == "Unknown" else []
-    return max([progress.last_updated_time, *heard, *standstills(status)])
+    silence = []
+    if not answers:
+        # an operator that was away has not heard anything either: what counts began when it saw the silence itself
+        reporting = find(status, ConditionType.PROGRESS_REPORTING)
+        if reporting is None or reporting.reason != Reason.UNREACHABLE:
+            return None
+        silence = [reporting.last_transition_time]
+    return max([progress.last_updated_time, *silence, *standstills(status)])

@@ -150,8 +150,9 @@ class Ledger:
         if last is None or held.completion_time is None:
             return self.now
         wait = wait_after(last.reason, held.counted, self.in_a_row(stage), self.run.wanted.retry.backoff_seconds)
-        # a clock that was set back does not make anybody wait longer
-        return min(times.parse(held.completion_time), self.now) + timedelta(seconds=wait)
+        ended = times.parse(held.completion_time)
+        # a clock that was set back by a day does not make anybody wait for a day
+        return self.now if ended > self.now else ended + timedelta(seconds=wait)
 
     def in_a_row(self, stage: Stage) -> int:
         """Attempts of a stage that ended last, one after the other, without being counted."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from draftyard_api.names import Stage
 from draftyard_api.progress import Acceptance, Counts, Prepared, Progress, StageResult, StoredStates, Trained
+from draftyard_api.reasons import Reason
 from draftyard_api.status import ConditionType, DraftTrainingStatus
 from draftyard_api.targets import WELL_KNOWN, TargetShape
 from draftyard_operator.config import OperatorConfig
@@ -17,11 +18,12 @@ from draftyard_operator.run import read_status, stage_of
 from draftyard_operator.testing.direct import DirectCluster
 from draftyard_operator.testing.fake_cluster import FakeCluster
 from draftyard_operator.testing.kinds import CLAIM, CONFIG_MAP, EVENT, JOB, PYTORCH_JOB
-from draftyard_operator.testing.pods import Ends, Runs
+from draftyard_operator.testing.pods import Ends
 
 Json = Any
 NAMESPACE = "team"
 NAME = "llama-r1"
+EXPORT = f"file:///data/workspace/draftyard/export/{NAME}"
 START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 CONFIG = OperatorConfig(trainer_image="registry.example/trainer@sha256:00")
 SHAPE = TargetShape.from_config(WELL_KNOWN["Qwen/Qwen3-8B"])
@@ -46,7 +48,7 @@ def spec(base: Json = ONLINE, **changes: Any) -> Json:
     return {name: value for name, value in made.items() if value is not None}
 
 
-# -- What pods leave ----------------------------------------------------------------------------------------------------
+# -- What pods leave ------------------------------------------------------------------------------------------------
 
 
 def counts(documents: int = 1000) -> Counts:
@@ -88,8 +90,7 @@ def result(stage: Stage, pod: Json | None = None, **changes: Any) -> StageResult
             )
         case Stage.EVALUATE:
             measured = ACCEPTANCE.model_copy(update={"source": "Measured"})
-            published = f"file:///data/workspace/draftyard/export/{NAME}"
-            made = made.model_copy(update={"acceptance": measured, "published": published})
+            made = made.model_copy(update={"acceptance": measured, "published": EXPORT})
     return made.model_copy(update=changes)
 
 
@@ -104,7 +105,7 @@ def well(stage: Stage, pod: Json | None = None, **changes: Any) -> Ends:
 
 def badly(code: int, stage: Stage = Stage.TRAIN, reason: str = "PodFailed", text: str = "it went wrong") -> Ends:
     """A pod that ends with a code and says why."""
-    made = StageResult(stage=stage, exit_code=code, reason=reason, message=text)
+    made = StageResult(stage=stage, exit_code=code, reason=Reason(reason), message=text)
     return Ends(code, message(made))
 
 
@@ -112,7 +113,7 @@ def reading(stage: Stage = Stage.TRAIN, heartbeat: float = 100.0, **fields: Any)
     return Progress(stage=stage, heartbeat=heartbeat, **fields)
 
 
-# -- The world ----------------------------------------------------------------------------------------------------------
+# -- The world ------------------------------------------------------------------------------------------------------
 
 
 class World:
@@ -122,14 +123,18 @@ class World:
         self, given: Json | None = None, config: OperatorConfig = CONFIG, *, pytorch_jobs: bool = False
     ) -> None:
         self.now = START
-        self.fake = FakeCluster(lambda: self.now.timestamp(), pytorch_jobs=pytorch_jobs)
+        self.fake = FakeCluster(self.clock, pytorch_jobs=pytorch_jobs)
         self.fake.add_namespace(NAMESPACE)
         self.cluster = DirectCluster(self.fake)
         self.operator = Operator(self.cluster, config)
         self.fake.add_run(NAMESPACE, NAME, given or spec())
         self.due: float | None = 0.0
 
-    # -- Time and passes ------------------------------------------------------------------------------------------------
+    def clock(self) -> float:
+        """The cluster's time."""
+        return self.now.timestamp()
+
+    # -- Time and passes ---------------------------------------------------------------------------------------------
 
     def look(self) -> float | None:
         """One pass."""
@@ -181,7 +186,7 @@ class World:
             self.finish(self.status.stage)
         return self
 
-    # -- What is there ----------------------------------------------------------------------------------------------------
+    # -- What is there -----------------------------------------------------------------------------------------------
 
     @property
     def object(self) -> Json:
