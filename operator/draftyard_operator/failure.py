@@ -70,8 +70,10 @@ MEANINGS = {
     ExitCode.UNAVAILABLE: Meaning(Effect.UNCOUNTED, Reason.STORAGE_UNAVAILABLE),
     ExitCode.INTERRUPTED: Meaning(Effect.UNCOUNTED, Reason.INTERRUPTED),
 }
-"""In the order in which they win over each other; what is not here is ERROR."""
-RANKS = {code: rank for rank, code in enumerate(MEANINGS)}
+"""In the order in which they win over each other, permanent ones as equals; what is not here is ERROR."""
+RANKS = {
+    code: 0 if meaning.effect is Effect.PERMANENT else rank for rank, (code, meaning) in enumerate(MEANINGS.items())
+}
 SAID_BY_POD = {
     ExitCode.NOT_FOUND: (Reason.MODEL_NOT_FOUND, Reason.DATA_NOT_FOUND),
     ExitCode.DENIED: (Reason.MODEL_ACCESS_DENIED, Reason.STORAGE_ACCESS_DENIED),
