@@ -18,7 +18,7 @@ from draftyard_operator.deadlines import find, holds
 from draftyard_operator.kinds import CLAIM, CONFIG_MAP, Kind
 from draftyard_operator.manifests import generate, storage
 from draftyard_operator.manifests.work import Manifest, Work, owner
-from draftyard_operator.observe import Child, Observed, Problem
+from draftyard_operator.observe import Child, Observed, Problem, lingers
 from draftyard_operator.run import Run, is_terminal, stage_of
 
 
@@ -59,19 +59,21 @@ def actions(
         return list(after_the_end(run, seen, now))
     if run.spec is None:
         return []
-    return [*over(run, seen), *claim_changes(run, seen), *creations(run, decided, seen, config),
+    return [*over(run, seen, now), *claim_changes(run, seen), *creations(run, decided, seen, config),
             *parallelism(run, seen, config)]  # fmt: skip
 
 
 # -- What should not be there -----------------------------------------------------------------------------------------
 
 
-def over(run: Run, seen: Observed) -> Iterator[Action]:
+def over(run: Run, seen: Observed, now: datetime) -> Iterator[Action]:
     """Children of attempts that are over, so that the next one of the stage can start."""
     for child in seen.children:
         held = stage_of(run.status, child.stage)
         # a stage that is done keeps its last child, for its logs, until cleanup
-        is_kept = held.attempt == child.attempt and held.state in ("Running", "Succeeded")
+        is_kept = held.attempt == child.attempt and (
+            held.state == "Running" or (held.state == "Succeeded" and not lingers(child, seen.pods, now))
+        )
         # the stored status may be older than what another operator has made
         if child.attempt <= held.attempt and not is_kept and not child.is_deleting:
             yield delete(child)
@@ -86,7 +88,7 @@ def after_the_end(run: Run, seen: Observed, now: datetime) -> Iterator[Action]:
     """Of an ended run, what still runs is stopped at once, and what has ended goes when it is time."""
     due = cleanup_time(run)
     for child in seen.children:
-        is_due = due is not None and now >= due
+        is_due = (due is not None and now >= due) or lingers(child, seen.pods, now)
         if not child.is_deleting and (is_due or not child.is_over):
             yield delete(child)
 

@@ -9,7 +9,7 @@ from draftyard_api.reasons import Reason
 from draftyard_operator import deadlines, failure, intervals, planning, results, times
 from draftyard_operator.failure import Effect, Verdict
 from draftyard_operator.ledger import Ledger
-from draftyard_operator.observe import Child
+from draftyard_operator.observe import Child, lingers
 from draftyard_operator.status import Fact
 
 GIVEN_UP = ("FailedIndexes", "MaxFailedIndexesExceeded")
@@ -33,7 +33,8 @@ def judge(ledger: Ledger, stage: Stage) -> Fact | None:
     if child.state == "Succeeded":
         return finish(ledger, stage, child)
     if child.state == "Failed":
-        # some pods may still be stopping, and the one that knows why may be among them
+        if is_early(ledger, stage, child):
+            return None
         if is_enough(ledger, stage, child):
             return finish(ledger, stage, child)
         end(ledger, stage, verdict_of(ledger, stage, child))
@@ -44,6 +45,12 @@ def judge(ledger: Ledger, stage: Stage) -> Fact | None:
     results.keep_progress(ledger, ledger.seen.progress, child)
     check_deadlines(ledger, stage, child)
     return None
+
+
+def is_early(ledger: Ledger, stage: Stage, child: Child) -> bool:
+    """Whether pods of an attempt that is over still run: the one that knows why may be among them."""
+    pods = ledger.seen.pods_of(stage, child.attempt)
+    return any(pod.is_live and pod.deleting_since is None for pod in pods) and not lingers(child, pods, ledger.now)
 
 
 # -- A good end -------------------------------------------------------------------------------------------------------
@@ -82,9 +89,12 @@ def finish(ledger: Ledger, stage: Stage, child: Child) -> Fact | None:
 def without_result(ledger: Ledger, stage: Stage, child: Child) -> None:
     """A child that ended well, and of which no pod says what it made."""
     pods = ledger.seen.pods_of(stage, ledger.stage(stage).attempt)
-    if any(pod.is_live for pod in pods):
+    if is_early(ledger, stage, child):
         # with several workers, the first that is done is the end of all, and another one has the result
-        check_deadlines(ledger, stage, child)
+        return
+    if any(pod.is_live for pod in pods):
+        message = f"{child.name}: ended well, and the pod with its result did not end"
+        ledger.end_attempt(stage, Reason.RESULT_LOST, message, counted=False)
     elif len(pods) < (ledger.run.wanted.train.nodes if stage is Stage.TRAIN else 1):
         message = f"{child.name}: ended well, and no result is left; what it made is verified by the next attempt"
         ledger.end_attempt(stage, Reason.RESULT_LOST, message, counted=False)

@@ -11,7 +11,7 @@ from draftyard_operator.backends import BACKENDS
 from draftyard_operator.cluster import Cluster
 from draftyard_operator.config import OperatorConfig
 from draftyard_operator.kinds import CLAIM, CONFIG_MAP, POD, WORKLOAD
-from draftyard_operator.observe import Child, Claim, Observed
+from draftyard_operator.observe import Child, Claim, Observed, Pod
 from draftyard_operator.run import Run, claim_name, current_stage, is_terminal, named_claims, stage_of
 
 Json = Any
@@ -26,12 +26,11 @@ async def look(cluster: Cluster, config: OperatorConfig, run: Run) -> Observed:
         child for kind, found in lists.items() for child in map(BACKENDS[kind].read, found or ()) if child is not None
     )
     serves = lists["PyTorchJob"] is not None
-    if is_terminal(run.status) or run.spec is None:
+    if run.spec is None or (is_terminal(run.status) and not children):
         return Observed(children=children, serves_pytorch_jobs=serves)
-    listed = await cluster.list(POD, run.namespace, labels) or ()
-    owners = {child.uid for child in children}
-    # a pod that nobody of ours has made may carry our labels, and is not believed
-    pods = tuple(pod for pod in map(observe.read_pod, listed) if pod is not None and is_known(pod, owners))
+    pods = await look_at_pods(cluster, run, children)
+    if is_terminal(run.status):
+        return Observed(children=children, pods=pods, serves_pytorch_jobs=serves)
     child = running_child(run, children)
     asked = observe.first_ready(pods, child.uid) if child is not None else None
     return Observed(
@@ -46,7 +45,14 @@ async def look(cluster: Cluster, config: OperatorConfig, run: Run) -> Observed:
     )
 
 
-def is_known(pod: observe.Pod, owners: set[str]) -> bool:
+async def look_at_pods(cluster: Cluster, run: Run, children: tuple[Child, ...]) -> tuple[Pod, ...]:
+    """Pods of the run. One that nobody of ours has made may carry our labels, and is not believed. Raises ApiError."""
+    listed = await cluster.list(POD, run.namespace, {names.LABEL_UID: run.uid}) or ()
+    owners = {child.uid for child in children}
+    return tuple(pod for pod in map(observe.read_pod, listed) if pod is not None and is_known(pod, owners))
+
+
+def is_known(pod: Pod, owners: set[str]) -> bool:
     """Whether a pod counts: it is of a child that exists, or still writes though its child is gone."""
     return pod.owner_uid in owners or (pod.is_live and pod.owner_uid != "")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -24,6 +24,8 @@ REPLICA_INDEX = "training.kubeflow.org/replica-index"
 LOST_PODS = ("Evicted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "Preempted", "Preempting")
 """Reasons in a pod's status that say that the node, not the container, ended it."""
 IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+LAST_PODS = timedelta(seconds=60)
+"""What the pods of a child have to end once one of them has ended it: the one that knows why may not be the first."""
 CONFIG_REASONS = ("CreateContainerConfigError",)
 
 
@@ -45,6 +47,8 @@ class Child:
     failed: str = ""
     """Given up indexes (generate)."""
     parallelism: int | None = None
+    ended_at: datetime | None = None
+    """Since when its conditions say that it is over."""
 
     @property
     def is_over(self) -> bool:
@@ -175,24 +179,34 @@ def read_child(
     place = place_of(found)
     if place is None:
         return None
-    state, reason, message = child_state(found.get("status") or {}, is_suspended)
-    metadata = found["metadata"]
+    status, metadata = found.get("status") or {}, found["metadata"]
+    ended = end_condition(status)
     return Child(
-        kind=kind, name=metadata["name"], uid=metadata["uid"], stage=place.stage, attempt=place.attempt, state=state,
-        reason=reason, message=message, is_deleting="deletionTimestamp" in metadata, parallelism=parallelism,
-        **(indexes or {}),
+        kind=kind, name=metadata["name"], uid=metadata["uid"], stage=place.stage, attempt=place.attempt,
+        state=child_state(status, is_suspended), reason=ended.get("reason", ""), message=ended.get("message", ""),
+        ended_at=read_time(ended.get("lastTransitionTime")), is_deleting="deletionTimestamp" in metadata,
+        parallelism=parallelism, **(indexes or {}),
     )  # fmt: skip
 
 
-def child_state(status: Mapping[str, Json], is_suspended: bool) -> tuple[ChildState, str, str]:
-    """State, reason and message. `FailureTarget` and `SuccessCriteriaMet` come before the end, and are none."""
-    ends: dict[str, ChildState] = {"Complete": "Succeeded", "Succeeded": "Succeeded", "Failed": "Failed"}
-    for condition in status.get("conditions") or ():
-        if condition["type"] in ends and condition["status"] == "True":
-            return ends[condition["type"]], condition.get("reason", ""), condition.get("message", "")
+ENDS: Mapping[str, ChildState] = {"Complete": "Succeeded", "Succeeded": "Succeeded", "Failed": "Failed"}
+"""Conditions that end a child. `FailureTarget` and `SuccessCriteriaMet` come before, while pods stop."""
+
+
+def end_condition(status: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The condition that says how a child ended; empty while none does."""
+    found = (one for one in status.get("conditions") or () if one["type"] in ENDS and one["status"] == "True")
+    return next(found, {})
+
+
+def child_state(status: Mapping[str, Json], is_suspended: bool) -> ChildState:
+    """How far a child is."""
+    ended = end_condition(status)
+    if ended:
+        return ENDS[ended["type"]]
     if is_suspended:
-        return "Queued", "", ""
-    return ("Running" if has_active_pods(status) else "Pending"), "", ""
+        return "Queued"
+    return "Running" if has_active_pods(status) else "Pending"
 
 
 def has_active_pods(status: Mapping[str, Json]) -> bool:
@@ -360,6 +374,13 @@ def read_time(text: str | None) -> datetime | None:
         return None
     found = datetime.fromisoformat(text)
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def lingers(child: Child, pods: Iterable[Pod], now: datetime) -> bool:
+    """Whether pods of a child that is over have had their time to end, and still run."""
+    if not child.is_over or (child.ended_at is not None and now - child.ended_at < LAST_PODS):
+        return False
+    return any(pod.is_live and pod.owner_uid == child.uid for pod in pods)
 
 
 def first_ready(pods: Iterable[Pod], owner_uid: str) -> Pod | None:

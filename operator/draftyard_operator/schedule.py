@@ -27,6 +27,8 @@ def look_again(run: Run, decided: DraftTrainingStatus, seen: Observed, num_actio
         return SOON_SECONDS
     if is_terminal(decided):
         due = cleanup_time(run)
+        if any(pod.is_live for pod in seen.pods):
+            return WORKING_SECONDS
         return max((due - now).total_seconds(), SOON_SECONDS) if due is not None and seen.children else None
     if decided.phase in BY_PHASE:
         return BY_PHASE[decided.phase]

@@ -422,6 +422,42 @@ def test_f17_the_worker_that_knows_wins_over_the_ones_that_were_cut_off():
     assert (world.reason(C.FAILED), world.status.message) == (Reason.DIVERGED, "the loss is NaN at step 12")
 
 
+def test_f17_the_pod_that_knows_why_may_be_the_last():
+    """The training-operator ends the job with the first pod that failed."""
+    world = two_nodes()
+    first, second = sorted(world.live_pods())
+    world.fake.kubelet.end(NAMESPACE, first, badly(1, text="connection reset by peer"))
+    world.settle()
+    assert world.stage(Stage.TRAIN).state == "Running"
+    world.later(20)
+    world.fake.kubelet.end(NAMESPACE, second, Ends(137, disrupted=True))
+    world.settle()
+    assert world.status.history[-1].reason == Reason.DISRUPTED
+    assert world.stage(Stage.TRAIN).counted == 0
+
+
+def test_f17_a_survivor_that_hangs_is_not_waited_for():
+    world = two_nodes()
+    first, _ = sorted(world.live_pods())
+    world.fake.kubelet.end(NAMESPACE, first, badly(1, text="CUDA error"))
+    world.later(61)
+    world.settle()
+    assert world.status.history[-1].message == "CUDA error"
+    assert world.live_pods() == []
+
+
+def test_a_worker_that_hangs_after_the_end_gives_its_gpus_back():
+    world = two_nodes()
+    first, second = sorted(world.live_pods())
+    world.fake.kubelet.end(NAMESPACE, first, well(Stage.TRAIN))
+    world.settle()
+    assert (world.status.phase, world.live_pods()) == (Phase.SUCCEEDED, [second])
+    world.later(61)
+    world.settle()
+    assert world.live_pods() == []
+    assert world.status.phase is Phase.SUCCEEDED
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
