@@ -109,13 +109,14 @@ class KubernetesCluster:
     async def list(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> Sequence[Json] | None:
         """Objects by their labels; None when the kind is not served. Raises ApiError."""
         try:
-            return [found async for found in self._pages(kind, namespace, labels)]
+            return [found async for found in self.each(kind, namespace, labels)]
         except ApiError as error:
             if error.is_missing:
                 return None
             raise
 
-    async def _pages(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> AsyncIterator[Json]:
+    async def each(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> AsyncIterator[Json]:
+        """Objects by their labels, of one namespace or (empty) of all, read page by page. Raises ApiError."""
         query = {"limit": str(PAGE)}
         if labels:
             query["labelSelector"] = ",".join(f"{name}={value}" for name, value in labels.items())

@@ -67,7 +67,7 @@ class WorkQueue:
         self._waiting: dict[Key, tuple[Priority, int]] = {}
         self._dues: list[tuple[float, Key]] = []
         self._delayed: dict[Key, Delay] = {}
-        self._working: set[Key] = set()
+        self._working: dict[Key, Priority] = {}
         self._again: dict[Key, Priority] = {}
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
@@ -119,7 +119,7 @@ class WorkQueue:
             priority, number, key = heapq.heappop(self._order)
             if self._waiting.get(key) == (priority, number):
                 del self._waiting[key]
-                self._working.add(key)
+                self._working[key] = priority
                 return key
         return None
 
@@ -173,6 +173,10 @@ class WorkQueue:
         """Keys that are worked on."""
         return len(self._working)
 
+    def is_urgent(self, key: Key) -> bool:
+        """Whether a key that is worked on was taken since its spec has changed."""
+        return self._working.get(key) is Priority.SPEC
+
     def failures(self, key: Key) -> int:
         """Failures in a row."""
         return self._failures.get(key, 0)
@@ -214,4 +218,4 @@ class WorkQueue:
     def _release(self, key: Key) -> None:
         if key not in self._working:
             raise ValueError(f"{key} is finished, but nobody has taken it")
-        self._working.remove(key)
+        del self._working[key]
