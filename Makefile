@@ -19,7 +19,7 @@ help: ## this list
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[trainer,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[operator,trainer,dev]'
 	touch $@
 
 venv: $(VENV)/installed ## the virtual environment with everything that tests need

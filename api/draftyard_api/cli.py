@@ -21,6 +21,7 @@ EXTRAS = {
     "presets": "trainer",
     "inspect": "trainer",
     "verify": "trainer",
+    "operator": "operator",
 }
 """Every verb, in the order of the help text, and the extra that brings it."""
 

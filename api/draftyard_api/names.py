@@ -33,6 +33,8 @@ LABEL_RUN = f"{GROUP}/run"
 LABEL_UID = f"{GROUP}/uid"
 LABEL_STAGE = f"{GROUP}/stage"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_CLAIM_OF = f"{GROUP}/claim-of"
+"""On a retained claim: the run that it was made for; a later run of that name goes on with it."""
 
 
 def child(run: str, stage: Stage, attempt: int) -> str:
@@ -66,6 +68,13 @@ ENV_DATASETS = "DRAFTYARD_DATASETS"
 
 DEFAULT_STATE_DIR = "/run/draftyard"
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
+TASK_DIR = f"{DEFAULT_STATE_DIR}/task"
+TASK_FILE = "task.json"
+PROGRESS_PORT = 9400
+PROGRESS_PATH = "/progress"
+WORKSPACE_MOUNT = "/data/workspace"
+CLAIMS_MOUNT = "/data/claims"
+"""Folder with one folder for each claim that a `pvc://` location names."""
 PROGRESS_FILE = "progress.json"
 RESULT_FILE = "result.json"
 

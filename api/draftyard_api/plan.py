@@ -6,11 +6,10 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from draftyard_api import frozen
 from draftyard_api.names import Stage
-from draftyard_api.progress import Prepared
 from draftyard_api.schema import Model, S3Access
 from draftyard_api.spec import Data, Draft, DraftTrainingSpec, Target
 from draftyard_api.task import EvaluateTask, GenerateTask, PrepareTask, StoredStatesRef, TrainTask
@@ -34,6 +33,30 @@ class Place:
     resolve: Callable[[str], str]
     workspace_s3: S3Access | None = None
     """How an `s3://` workspace is reached."""
+
+
+class PreparedRef(Protocol):
+    """What later tasks name the result of prepare by: that result, or what was kept of it."""
+
+    @property
+    def prepared(self) -> str:
+        """Folder below `prepare/`."""
+        ...
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        """The captured layers, resolved."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the result."""
+        ...
+
+    @property
+    def documents(self) -> int:
+        """How many can be spread over shards."""
+        ...
 
 
 def stages(spec: DraftTrainingSpec) -> tuple[Stage, ...]:
@@ -91,7 +114,7 @@ def prepare_task(run: RunIdentity, spec: DraftTrainingSpec, place: Place, attemp
 
 
 def generate_task(
-    run: RunIdentity, spec: DraftTrainingSpec, place: Place, prepared: Prepared, shard: int | None = None
+    run: RunIdentity, spec: DraftTrainingSpec, place: Place, prepared: PreparedRef, shard: int | None = None
 ) -> GenerateTask:
     """One shard of hidden states; without `shard` the pod's completion index says which."""
     assert spec.hidden_states is not None
@@ -104,7 +127,7 @@ def generate_task(
 
 
 def train_task(
-    run: RunIdentity, spec: DraftTrainingSpec, place: Place, prepared: Prepared, states: StoredStatesRef | None
+    run: RunIdentity, spec: DraftTrainingSpec, place: Place, prepared: PreparedRef, states: StoredStatesRef | None
 ) -> TrainTask:
     """The training task; `states` is what generate left, None Online."""
     return TrainTask(
@@ -118,7 +141,7 @@ def train_task(
     )  # fmt: skip
 
 
-def evaluate_task(run: RunIdentity, spec: DraftTrainingSpec, place: Place, prepared: Prepared) -> EvaluateTask:
+def evaluate_task(run: RunIdentity, spec: DraftTrainingSpec, place: Place, prepared: PreparedRef) -> EvaluateTask:
     """The last task; only for a run with an evaluate block."""
     assert spec.evaluate is not None
     return EvaluateTask(
@@ -150,11 +173,11 @@ def located_data(spec: DraftTrainingSpec, place: Place) -> Data:
     return spec.data.model_copy(update={"source": source})
 
 
-def default_shards(spec: DraftTrainingSpec, prepared: Prepared) -> int:
+def default_shards(spec: DraftTrainingSpec, prepared: PreparedRef) -> int:
     """Shards of the hidden states: as asked for, else as many as work at the same time, and no more than documents.
 
     A cluster's plan knows the GPUs' speed and asks `estimate.default_shards` for ten minutes each.
     """
     assert spec.hidden_states is not None
     wanted = spec.hidden_states.shards or spec.hidden_states.parallelism
-    return min(wanted, max(prepared.counts.documents, 1))
+    return min(wanted, max(prepared.documents, 1))

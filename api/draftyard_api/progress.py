@@ -10,6 +10,7 @@ from draftyard_api.exit_codes import ExitCode
 from draftyard_api.names import Stage
 from draftyard_api.reasons import Reason
 from draftyard_api.schema import Model
+from draftyard_api.targets import TargetShape
 
 MAX_TERMINATION_BYTES = 4096
 """What Kubernetes keeps of a termination message."""
@@ -103,6 +104,13 @@ class Prepared(Model):
     """Free bytes of the workspace; None without a limit."""
     already_trained: bool = False
     """True: an export with the same fingerprint is published, and the run ends here."""
+    target_shape: TargetShape | None = None
+    """What the plan's bytes and GPU-hours follow from."""
+
+    @property
+    def documents(self) -> int:
+        """How many can be spread over shards."""
+        return self.counts.documents
 
 
 class StoredStates(Model):

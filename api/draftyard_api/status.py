@@ -20,6 +20,8 @@ Time = Annotated[str, Field(max_length=40)]
 Short = Annotated[str, Field(max_length=253)]
 Message = Annotated[str, Field(max_length=1024)]
 Count = Annotated[int, Field(ge=0)]
+Backend = Literal["Job", "PyTorchJob"]
+"""What a stage runs as."""
 MAX_CONDITIONS = 24
 MAX_HISTORY = 10
 
@@ -86,6 +88,8 @@ class Resolved(Model):
     """`tokenizer`, or the name of a built-in one."""
     aux_layers: Annotated[tuple[int, ...], Field(max_length=8)] | None = None
     """Captured layers."""
+    prepared: Short | None = None
+    """Folder of the tokens below `prepare/` in the workspace."""
     image: Message | None = None
     """The trainer's image with its digest."""
 
@@ -107,6 +111,8 @@ class PlannedBytes(Model):
     """All together."""
     free: Count | None = None
     """Free bytes of the workspace; absent without a limit."""
+    capacity: Count | None = None
+    """Size of the claim when they were read: a larger claim is a reason to look again."""
 
 
 class GpuHours(Model):
@@ -216,8 +222,10 @@ class ProgressStatus(Model):
     """For columns: `5h58m`."""
     estimated_remaining_seconds: Count | None = None
     """For tools."""
+    heartbeat: Count | None = None
+    """Unix time of the reading, by the pod's clock: that it changes says that the stage is alive."""
     last_updated_time: Time | None = None
-    """Of the reading."""
+    """When it was taken, by the operator's clock."""
 
 
 class CheckpointStatus(Model):
@@ -247,6 +255,8 @@ class AcceptanceStatus(Model):
 class HiddenStatesStatus(Model):
     """What is stored."""
 
+    key: Short | None = None
+    """Folder below `hidden-states/` in the workspace."""
     bytes: Count
     """On disk."""
     argmax_agreement: Decimal | None = None
@@ -277,7 +287,7 @@ class DraftTrainingStatus(Model):
     """For people."""
     stage: Stage | None = None
     """Stage that is running or ended the run."""
-    backend: Literal["Job", "PyTorchJob"] | None = None
+    backend: Backend | None = None
     """What training runs as, resolved once."""
     attempt: Count | None = None
     """Attempt of that stage."""

@@ -16,7 +16,7 @@ FULL_STATUS = {
     "fingerprint": "sha256:6f0c",
     "resolved": {
         "targetCommit": "6f6073b4", "dataRevision": "sha256:91ab", "chatTemplate": "tokenizer",
-        "auxLayers": [2, 40, 77],
+        "auxLayers": [2, 40, 77], "prepared": "5f1d",
         "image": "registry.example/trainer@sha256:00",
     },
     "plan": {
@@ -24,7 +24,7 @@ FULL_STATUS = {
         "tokens": 104857600, "lossTokens": 61865984, "shards": 24, "steps": 3168, "vocabCoverage": "0.984",
         "bytes": {
             "prepare": 436207616, "hiddenStates": 2820334097006, "checkpoints": 84000000000, "export": 2800000000,
-            "needed": 2907570304622, "free": 4398046511104,
+            "needed": 2907570304622, "free": 4398046511104, "capacity": 4398046511104,
             "hiddenStatesByCodec": {"none": 6131161080450, "balanced": 2820334097006},
         },
         "gpuHours": {"generate": "10.1", "train": "10.2", "evaluate": "0.6", "total": "20.9"},
@@ -50,7 +50,7 @@ FULL_STATUS = {
     ],
     "progress": {
         "percent": 42, "percentage": "42%", "step": 1330, "totalSteps": 3168, "epoch": "0.84", "loss": "1.873",
-        "tokensPerSecond": "5598", "eta": "5h58m", "estimatedRemainingSeconds": 21517,
+        "tokensPerSecond": "5598", "eta": "5h58m", "estimatedRemainingSeconds": 21517, "heartbeat": 1795614000,
         "lastUpdatedTime": "2026-11-20T13:40:00Z",
     },
     "checkpoint": {"lastStep": 1104, "bestStep": 1000},
@@ -58,7 +58,7 @@ FULL_STATUS = {
         "length": "2.71", "perPosition": ["0.78", "0.55", "0.38"], "draftTokens": 3, "prompts": 256,
         "source": "Simulated",
     },
-    "hiddenStates": {"bytes": 2790112000000, "argmaxAgreement": "0.994", "reclaimed": False},
+    "hiddenStates": {"key": "9a3c", "bytes": 2790112000000, "argmaxAgreement": "0.994", "reclaimed": False},
     "export": {
         "published": True, "uri": "pvc://scratch/export/r2", "manifestSHA256": "ab",
         "serve": {"vllm": "vllm serve ...", "sglang": "python -m sglang.launch_server ..."},

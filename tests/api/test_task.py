@@ -9,8 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from draftyard_api import plan, task
-from draftyard_api.progress import Counts, Prepared
+from draftyard_api.names import Stage
+from draftyard_api.progress import MAX_TERMINATION_BYTES, Counts, Prepared, StageResult
 from draftyard_api.spec import DraftTrainingSpec
+from draftyard_api.targets import WELL_KNOWN, TargetShape
 from draftyard_api.task import EvaluateTask, GenerateTask, PrepareTask, StoredStatesRef, TrainTask
 
 RUN = plan.RunIdentity("llama-r1", "4c1e")
@@ -100,3 +102,13 @@ def test_a_task_names_secrets_and_never_holds_one():
     given = as_json("train")
     assert given["target"]["tokenSecretRef"] == {"name": "hf", "key": None}
     assert given["tracking"]["wandb"]["secretRef"] == {"name": "wandb", "key": None}
+
+
+def test_what_prepare_found_survives_the_termination_message():
+    """The plan's bytes follow from the target's shape, which only prepare has read."""
+    shape = TargetShape.from_config(WELL_KNOWN["Qwen/Qwen3-8B"])
+    result = StageResult(stage=Stage.PREPARE, prepared=PREPARED.model_copy(update={"target_shape": shape}))
+    text = result.model_dump_json(by_alias=True, exclude_none=True)
+    assert len(text) < MAX_TERMINATION_BYTES
+    assert StageResult.model_validate_json(text) == result
+    assert PREPARED.documents == COUNTS.documents

@@ -16,6 +16,7 @@ from draftyard_api.names import MANIFEST, prepared_path
 from draftyard_api.progress import Counts, DatasetCounts, Prepared, StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import Data
+from draftyard_api.targets import TargetShape
 from draftyard_api.task import PrepareTask
 from draftyard_trainer import order, process
 from draftyard_trainer.data.admission import check_split, is_already_trained, resolve_aux_layers
@@ -87,6 +88,7 @@ def prepare(task: PrepareTask, reporter: Reporter) -> StageResult:
         fingerprint=fingerprint,
         free_bytes=store.free_bytes(),
         already_trained=already_trained,
+        target_shape=TargetShape.from_config(target.config),
     )
     manifest_name = f"{prepared_path(prepared.prepared)}/{MANIFEST}"
     return StageResult(

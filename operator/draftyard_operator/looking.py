@@ -1,0 +1,102 @@
+"""Reading what exists of one run: the calls, in the order in which they are needed. What they mean is in `observe`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from draftyard_api import names
+from draftyard_api.names import Stage
+from draftyard_operator import observe
+from draftyard_operator.backends import BACKENDS
+from draftyard_operator.cluster import Cluster
+from draftyard_operator.config import OperatorConfig
+from draftyard_operator.kinds import CLAIM, CONFIG_MAP, POD, WORKLOAD
+from draftyard_operator.observe import Child, Claim, Observed, Pod
+from draftyard_operator.run import Run, claim_name, current_stage, is_terminal, named_claims, stage_of
+
+Json = Any
+KUEUE_JOB = "kueue.x-k8s.io/job-uid"
+
+
+async def look(cluster: Cluster, config: OperatorConfig, run: Run) -> Observed:
+    """Everything that a pass needs to know. Raises ApiError."""
+    labels = {names.LABEL_UID: run.uid}
+    lists = {kind: await cluster.list(row.kind, run.namespace, labels) for kind, row in BACKENDS.items()}
+    children = tuple(
+        child for kind, found in lists.items() for child in map(BACKENDS[kind].read, found or ()) if child is not None
+    )
+    serves = lists["PyTorchJob"] is not None
+    if run.spec is None or (is_terminal(run.status) and not children):
+        return Observed(children=children, serves_pytorch_jobs=serves)
+    pods = await look_at_pods(cluster, run, children)
+    if is_terminal(run.status):
+        return Observed(children=children, pods=pods, serves_pytorch_jobs=serves)
+    child = running_child(run, children)
+    asked = observe.first_ready(pods, child.uid) if child is not None else None
+    return Observed(
+        children=children,
+        pods=pods,
+        claim=await look_at_claim(cluster, run, claim_name(run)),
+        progress=await cluster.progress(asked.ip) if asked is not None else None,
+        prepare_task=await look_at_task(cluster, run),
+        serves_pytorch_jobs=serves,
+        wait=await look_at_wait(cluster, config, run, child),
+        missing_claims=await missing_claims(cluster, run),
+    )
+
+
+async def look_at_pods(cluster: Cluster, run: Run, children: tuple[Child, ...]) -> tuple[Pod, ...]:
+    """Pods of the run. One that nobody of ours has made may carry our labels, and is not believed. Raises ApiError."""
+    listed = await cluster.list(POD, run.namespace, {names.LABEL_UID: run.uid}) or ()
+    owners = {child.uid for child in children}
+    return tuple(pod for pod in map(observe.read_pod, listed) if pod is not None and is_known(pod, owners))
+
+
+def is_known(pod: Pod, owners: set[str]) -> bool:
+    """Whether a pod counts: it is of a child that exists, or still writes though its child is gone."""
+    return pod.owner_uid in owners or (pod.is_live and pod.owner_uid != "")
+
+
+def running_child(run: Run, children: tuple[Child, ...]) -> Child | None:
+    """The child of the attempt that runs."""
+    stage = current_stage(run)
+    if stage is None:
+        return None
+    held = stage_of(run.status, stage)
+    found = (one for one in children if (one.stage, one.attempt) == (stage, held.attempt))
+    return next(found, None) if held.state == "Running" else None
+
+
+async def look_at_claim(cluster: Cluster, run: Run, name: str | None) -> Claim | None:
+    """The workspace's claim. Raises ApiError."""
+    found = await cluster.get(CLAIM, run.namespace, name) if name is not None else None
+    return None if found is None else observe.read_claim(found)
+
+
+async def missing_claims(cluster: Cluster, run: Run) -> tuple[str, ...]:
+    """Claims that locations of the spec name and that do not exist. Raises ApiError."""
+    others = [name for name in named_claims(run.wanted) if name != claim_name(run)]
+    return tuple([name for name in others if await cluster.get(CLAIM, run.namespace, name) is None])
+
+
+async def look_at_task(cluster: Cluster, run: Run) -> str | None:
+    """What the last attempt of prepare was given; needed until the run is frozen. Raises ApiError."""
+    attempt = stage_of(run.status, Stage.PREPARE).attempt
+    if run.status.frozen_time is not None or not attempt:
+        return None
+    found = await cluster.get(CONFIG_MAP, run.namespace, names.child(run.name, Stage.PREPARE, attempt))
+    return None if found is None else (found.get("data") or {}).get(names.TASK_FILE)
+
+
+async def look_at_wait(cluster: Cluster, config: OperatorConfig, run: Run, child: Child | None) -> str:
+    """Why Kueue lets a child wait, in its own words. Raises ApiError."""
+    if not config.read_workloads or child is None or child.state != "Queued":
+        return ""
+    found = await cluster.list(WORKLOAD, run.namespace, {KUEUE_JOB: child.uid}) or ()
+    told = [
+        condition.get("message", "")
+        for workload in found
+        for condition in (workload.get("status") or {}).get("conditions") or ()
+        if condition["type"] == "QuotaReserved" and condition["status"] == "False"
+    ]
+    return next(filter(None, told), "")

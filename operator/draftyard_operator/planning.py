@@ -1,0 +1,86 @@
+"""What a run will take, once prepare has counted; and whether its workspace can hold it."""
+
+from __future__ import annotations
+
+from draftyard_api import estimate
+from draftyard_api.progress import Prepared
+from draftyard_api.reasons import Reason
+from draftyard_api.spec import DraftTrainingSpec
+from draftyard_api.status import GpuHours, Plan, PlannedBytes
+from draftyard_api.targets import WELL_KNOWN, TargetShape
+from draftyard_operator.ledger import Ledger
+from draftyard_operator.run import claim_name
+from draftyard_operator.status import Fact
+
+
+def fill_plan(ledger: Ledger, prepared: Prepared) -> Fact:
+    """Store the plan; whether it fits. Nothing that is seen later changes a plan of a run that is frozen."""
+    spec, claim = ledger.run.wanted, ledger.seen.claim
+    made = make_plan(spec, prepared)
+    capacity = claim.capacity if claim else None
+    ledger.change(plan=made.model_copy(update={"bytes": made.bytes.model_copy(update={"capacity": capacity})}))
+    shape = shape_of(spec, prepared)
+    too_small = None
+    if shape is not None and prepared.free_bytes is not None:
+        amount = estimate.counted(prepared.counts)
+        too_small = estimate.proposal(spec, shape, amount, prepared.free_bytes, claim_name(ledger.run))
+    if too_small is not None:
+        return Fact("False", Reason.WORKSPACE_TOO_SMALL, too_small)
+    return fits(ledger)
+
+
+def fits(ledger: Ledger) -> Fact:
+    """The plan fits; in a sentence."""
+    plan = ledger.status.plan
+    assert plan is not None
+    needed = estimate.bytes_text(plan.bytes.needed)
+    free = "no limit is known" if plan.bytes.free is None else f"{estimate.bytes_text(plan.bytes.free)} are free"
+    return Fact("True", Reason.PLAN_FITS, f"needs {needed}, {free}; {plan.gpu_hours.total} GPU-hours ({plan.assumes})")
+
+
+def make_plan(spec: DraftTrainingSpec, prepared: Prepared) -> Plan:
+    """The plan block of the status."""
+    counts, shape = prepared.counts, shape_of(spec, prepared)
+    amount = estimate.counted(counts)
+    if shape is None:
+        # tokens are counted all the same; what depends on the target's shape is not made up
+        shards = estimate.default_shards(spec, counts.documents, 0.0) if spec.hidden_states else None
+        made = Plan(
+            basis="Counted", samples=counts.documents, tokens=counts.tokens, loss_tokens=counts.loss_tokens,
+            shards=shards, steps=counts.steps, bytes=PlannedBytes(free=prepared.free_bytes), gpu_hours=GpuHours(),
+            assumes="nothing: the target's shape is not known",
+        )  # fmt: skip
+    else:
+        made = estimate.estimate(spec, shape, amount, prepared.free_bytes)
+    return made.model_copy(
+        update={
+            "dropped_samples": dict(list(counts.skipped.items())[:64]) or None,
+            "truncated_samples": counts.truncated_documents,
+            "vocab_coverage": prepared.vocab_coverage,
+            "shards": None if made.shards is None else min(made.shards, max(counts.documents, 1)),
+        }
+    )
+
+
+def shape_of(spec: DraftTrainingSpec, prepared: Prepared) -> TargetShape | None:
+    """The target's shape, as prepare read it, or as it is published."""
+    if prepared.target_shape is not None:
+        return prepared.target_shape
+    known = WELL_KNOWN.get(spec.target.model.removeprefix("hf://"))
+    return TargetShape.from_config(known) if known else None
+
+
+def has_grown(ledger: Ledger) -> bool:
+    """Whether the claim is larger than when its free bytes were read."""
+    plan, claim = ledger.status.plan, ledger.seen.claim
+    if plan is None or plan.bytes.capacity is None or claim is None:
+        return False
+    return claim.capacity > plan.bytes.capacity
+
+
+def remember_capacity(ledger: Ledger) -> None:
+    """The claim's size now: a workspace that was full is tried again once it is larger."""
+    plan, claim = ledger.status.plan, ledger.seen.claim
+    if plan is None or claim is None:
+        return
+    ledger.change(plan=plan.model_copy(update={"bytes": plan.bytes.model_copy(update={"capacity": claim.capacity})}))

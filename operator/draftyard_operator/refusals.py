@@ -1,0 +1,88 @@
+"""What an answer of the API server means that is no success."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from draftyard_api.reasons import Reason
+from draftyard_operator.observe import Problem
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request, as it is counted and compared with the rights that the operator has."""
+
+    verb: str
+    resource: str
+    """Such as `jobs.batch` or `drafttrainings.draftyard.dev/status`."""
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.resource}"
+
+
+class ApiError(Exception):
+    """An answer that is no success; `code` 0 when none came."""
+
+    def __init__(self, request: Request, code: int, reason: str, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(f"{request}: {code} {reason}: {message}")
+        self.request = request
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.retry_after = retry_after
+        """Seconds that the server asks for."""
+
+    @property
+    def is_missing(self) -> bool:
+        """The object, or its whole kind, does not exist."""
+        return self.code == 404
+
+    @property
+    def is_conflict(self) -> bool:
+        """The object has changed since it was read."""
+        return self.code == 409 and self.reason != "AlreadyExists"
+
+    @property
+    def is_taken(self) -> bool:
+        """The name is taken."""
+        return self.code == 409 and self.reason == "AlreadyExists"
+
+    @property
+    def is_final(self) -> bool:
+        """The server has understood, and says no: the same request will not do."""
+        return self.code in (400, 403, 422)
+
+
+def read_error(request: Request, code: int, body: str, retry_after: str | None = None) -> ApiError:
+    """An answer as an error. What is no Status object is cut: proxies answer in HTML."""
+    try:
+        told = json.loads(body)
+        reason, message = str(told.get("reason", "")), str(told.get("message", ""))
+    except (ValueError, AttributeError):
+        reason, message = "", " ".join(body.split())[:200]
+    seconds = float(retry_after) if retry_after and re.fullmatch(r"\d+(\.\d+)?", retry_after) else 0.0
+    return ApiError(request, code, reason, message, min(seconds, 300.0))
+
+
+def explain(error: ApiError) -> Problem:
+    """Why something was refused, in our words."""
+    text = error.message
+    if "exceeded quota" in text:
+        return Problem(Reason.QUOTA_EXCEEDED, text)
+    if "violates PodSecurity" in text:
+        return Problem(Reason.POD_SECURITY_VIOLATION, text)
+    if is_right_missing(error):
+        return Problem(Reason.FORBIDDEN, f"the operator may not {error.request}: {text}")
+    return Problem(Reason.CHILD_REJECTED, f"{error.request}: {text}")
+
+
+def is_right_missing(error: ApiError) -> bool:
+    """Whether a 403 is RBAC's: it names the user, which admission does not."""
+    return error.code == 403 and " cannot " in error.message and "User " in error.message
+
+
+def is_leaving(error: ApiError) -> bool:
+    """Whether the namespace goes: nothing more is made there, and nobody needs to be told."""
+    return error.code == 403 and "is being terminated" in error.message

@@ -1,0 +1,185 @@
+"""From what a stage left behind to what the status keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from draftyard_api import serving, storage_uri
+from draftyard_api.names import WORKSPACE_MOUNT, Stage
+from draftyard_api.progress import Acceptance, Prepared, Progress, StageResult
+from draftyard_api.status import (
+    AcceptanceStatus,
+    CheckpointStatus,
+    DraftTrainingStatus,
+    ExportStatus,
+    HiddenStatesStatus,
+    ProgressStatus,
+    Resolved,
+)
+from draftyard_operator import intervals, times
+from draftyard_operator.ledger import Ledger
+from draftyard_operator.observe import Child, Pod
+from draftyard_operator.run import claim_name
+
+WRITE_SECONDS = 10
+"""Progress is stored at most this often."""
+KEEP_ALIVE_SHARE = 6
+"""A heartbeat without progress is stored this many times within deadlines.progressSeconds."""
+
+
+def succeeded(pods: Sequence[Pod]) -> list[StageResult]:
+    """Results of the pods of an attempt that ended well, the lowest index first."""
+    ended = sorted((pod for pod in pods if pod.end is not None), key=lambda pod: pod.index)
+    return [pod.end.result for pod in ended if pod.end and pod.end.result and not pod.end.result.exit_code]
+
+
+# -- What prepare found -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StoredPrepared:
+    """What later tasks name the result of prepare by, read back from the status."""
+
+    prepared: str
+    aux_layers: tuple[int, ...]
+    fingerprint: str
+    documents: int
+
+
+def stored_prepared(status: DraftTrainingStatus) -> StoredPrepared:
+    """What was kept of prepare; it is there once the stage has succeeded."""
+    resolved, plan = status.resolved, status.plan
+    assert resolved is not None
+    assert resolved.prepared is not None
+    assert resolved.aux_layers is not None
+    assert plan is not None
+    assert status.fingerprint is not None
+    return StoredPrepared(resolved.prepared, resolved.aux_layers, status.fingerprint, plan.samples)
+
+
+def keep_prepared(ledger: Ledger, prepared: Prepared, image: str) -> None:
+    """Keep what names in the spec turned out to stand for."""
+    template = ledger.run.wanted.data.chat_template
+    resolved = Resolved(
+        target_commit=prepared.target_commit,
+        data_revision=prepared.data_sha256,
+        chat_template="tokenizer" if template == "auto" else template,
+        aux_layers=prepared.aux_layers,
+        prepared=prepared.prepared,
+        image=image or None,
+    )
+    ledger.change(resolved=resolved, fingerprint=prepared.fingerprint)
+
+
+# -- What the other stages made ---------------------------------------------------------------------------------------
+
+
+def keep_result(ledger: Ledger, result: StageResult) -> None:
+    """Keep what a stage reached, also of one that missed its gate."""
+    if result.trained is not None:
+        trained = result.trained
+        ledger.change(checkpoint=CheckpointStatus(last_step=trained.steps, best_step=max(trained.best_step, 0)))
+        keep_acceptance(ledger, trained.acceptance)
+    if result.acceptance is not None:
+        keep_acceptance(ledger, result.acceptance)
+    if result.published is not None:
+        uri = as_users_see(ledger, result.published)
+        ledger.change(
+            export=ExportStatus(
+                published=True, uri=uri, manifest_sha256=result.manifest_sha256, serve=serve_lines(ledger, uri)
+            )
+        )
+
+
+def keep_acceptance(ledger: Ledger, found: Acceptance) -> None:
+    """How many tokens one verification step yields."""
+    told = AcceptanceStatus(
+        length=found.length, per_position=found.per_position[:16], draft_tokens=found.draft_tokens,
+        prompts=found.prompts, source="Measured" if found.source == "Measured" else "Simulated",
+    )  # fmt: skip
+    ledger.change(acceptance=told)
+
+
+def as_users_see(ledger: Ledger, uri: str) -> str:
+    """A location that a pod wrote to, as one outside of the pod names it."""
+    pvc, prefix = ledger.run.wanted.workspace.pvc, f"file://{WORKSPACE_MOUNT}/"
+    if pvc is None or not uri.startswith(prefix):
+        return uri
+    return f"pvc://{claim_name(ledger.run)}/{uri.removeprefix(prefix)}"
+
+
+def serve_lines(ledger: Ledger, uri: str) -> dict[str, str]:
+    """How to serve the draft."""
+    spec = ledger.run.wanted
+    target = storage_uri.parse(spec.target.model)
+    name = target.path if target.scheme == "hf" else str(target)
+    draft_tokens = spec.evaluate.draft_tokens if spec.evaluate else 3
+    return {"vllm": serving.vllm(name, uri, draft_tokens), "sglang": serving.sglang(name, uri, draft_tokens)}
+
+
+def keep_states(ledger: Ledger, results: Iterable[StageResult]) -> None:
+    """Bytes and key of the hidden states, from the shards whose results are there."""
+    shards = [result.hidden_states for result in results if result.hidden_states is not None]
+    if not shards:
+        return
+    known, number = sum(shard.bytes for shard in shards), ledger.status.plan.shards if ledger.status.plan else None
+    # pods may be collected before the others end: what is not known is taken to be like what is
+    stored = known * max(number or 0, len(shards)) // len(shards)
+    agreements = [float(shard.argmax_agreement) for shard in shards if shard.argmax_agreement is not None]
+    ledger.change(
+        hidden_states=HiddenStatesStatus(
+            key=shards[0].key, bytes=stored, argmax_agreement=f"{min(agreements):.4f}" if agreements else None
+        )
+    )
+
+
+# -- Progress ---------------------------------------------------------------------------------------------------------
+
+
+def keep_shards(ledger: Ledger, stage: Stage, child: Child) -> None:
+    """Which shards are finished, and which are given up."""
+    ledger.change_stage(stage, completed_shards=child.completed[:1024], failed_shards=child.failed[:1024])
+
+
+def keep_progress(ledger: Ledger, reading: Progress | None, child: Child) -> None:
+    """Store a reading when it says a percent more, or now and then that the stage is alive."""
+    before = ledger.status.progress
+    if reading is None:
+        return
+    told = progress_status(ledger, reading, child)
+    if before is not None and not is_news(ledger, before, told):
+        return
+    ledger.change(progress=told)
+
+
+def is_news(ledger: Ledger, before: ProgressStatus, told: ProgressStatus) -> bool:
+    """Whether a reading is worth a write."""
+    if before.heartbeat == told.heartbeat or before.last_updated_time is None:
+        return before.heartbeat is None
+    age = times.seconds_since(before.last_updated_time, ledger.now)
+    if age < WRITE_SECONDS:
+        return False
+    keep_alive = ledger.run.wanted.deadlines.progress_seconds / KEEP_ALIVE_SHARE
+    return before.percent != told.percent or age >= keep_alive
+
+
+def progress_status(ledger: Ledger, reading: Progress, child: Child) -> ProgressStatus:
+    """A reading as the status tells it."""
+    done, total = reading.done, reading.total
+    remaining = reading.estimated_remaining_seconds
+    if reading.stage is Stage.GENERATE and ledger.status.plan is not None:
+        # the pod that was asked knows its own shard only
+        done, total = intervals.count(child.completed), ledger.status.plan.shards
+        remaining = None
+    percent = min(100 * done // total, 100) if total else None
+    return ProgressStatus(
+        percent=percent,
+        percentage=None if percent is None else f"{percent}%",
+        step=reading.step, total_steps=reading.total_steps, epoch=reading.epoch, loss=reading.loss,
+        tokens_per_second=reading.tokens_per_second,
+        eta=None if remaining is None else times.duration(max(remaining, 0)),
+        estimated_remaining_seconds=None if remaining is None else max(remaining, 0),
+        heartbeat=max(int(reading.heartbeat), 0),
+        last_updated_time=ledger.time,
+    )  # fmt: skip

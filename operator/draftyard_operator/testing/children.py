@@ -1,0 +1,69 @@
+"""What all controllers do with their pods: make them, find them, and find whose they are."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from draftyard_operator.testing.deletion import is_ended
+from draftyard_operator.testing.kinds import NAMESPACE, POD, Kind
+from draftyard_operator.testing.store import Store
+
+Json = Any
+
+
+def owned(store: Store, owner: Json, kind: Kind) -> list[Json]:
+    """Objects of a kind that this owner has, by name."""
+    found = [found for at, found in store.dependents(owner["metadata"]["uid"]) if at.kind == kind]
+    return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
+
+
+def live(found: list[Json]) -> list[Json]:
+    """Pods that have not ended; those that are being deleted count."""
+    return [pod for pod in found if not is_ended(pod)]
+
+
+def controller_of(store: Store, kind: Kind, dependent: Json) -> Json | None:
+    """The object of this kind that controls another one, if it is there."""
+    for reference in dependent["metadata"].get("ownerReferences", ()):
+        is_of_kind = (reference["apiVersion"], reference["kind"]) == (kind.api_version, kind.name)
+        if is_of_kind and reference.get("controller"):
+            found = store.find(kind, dependent["metadata"]["namespace"], reference["name"])
+            if found is not None and found["metadata"]["uid"] == reference["uid"]:
+                return found
+    return None
+
+
+class PodMaker:
+    """Makes pods from templates."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def make(self, owner: Json, name: str, template: Json, labels: Json, annotations: Json | None = None) -> None:
+        """Create a pod of an owner, unless the namespace goes, or the pod is there."""
+        namespace = owner["metadata"]["namespace"]
+        home = self.store.find(NAMESPACE, "", namespace)
+        if home is None or "deletionTimestamp" in home["metadata"] or self.store.find(POD, namespace, name):
+            return
+        metadata = template.get("metadata") or {}
+        reference = {
+            "apiVersion": owner["apiVersion"],
+            "kind": owner["kind"],
+            "name": owner["metadata"]["name"],
+            "uid": owner["metadata"]["uid"],
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+        pod = {
+            "metadata": {
+                "name": name,
+                "namespace": namespace,
+                "labels": {**(metadata.get("labels") or {}), **labels},
+                "annotations": {**(metadata.get("annotations") or {}), **(annotations or {})},
+                "ownerReferences": [reference],
+            },
+            "spec": copy.deepcopy(template["spec"]),
+            "status": {"phase": "Pending"},
+        }
+        self.store.create(POD, pod)

@@ -1,0 +1,186 @@
+"""The whole operator: real kopf, the real client, and a fake cluster over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from live import SLOW, Runs, ends_well, play
+from world import NAMESPACE, OFFLINE, is_live, spec, well
+
+from draftyard_api.names import LABEL_STAGE, Stage
+from draftyard_api.status import Phase
+from draftyard_operator.testing.kinds import CLAIM, CONFIG_MAP
+
+Triple = tuple[str, str, str]
+
+WORKLOAD = ("get", "list", "watch", "create", "patch", "delete")
+GRANTED = {
+    ("draftyard.dev", "drafttrainings"): ("get", "list", "watch"),
+    ("draftyard.dev", "drafttrainings/status"): ("get", "patch"),
+    ("draftyard.dev", "drafttrainings/finalizers"): ("update",),
+    ("batch", "jobs"): WORKLOAD,
+    ("kubeflow.org", "pytorchjobs"): WORKLOAD,
+    ("", "configmaps"): ("get", "create"),
+    ("", "persistentvolumeclaims"): ("get", "list", "create", "patch"),
+    ("", "pods"): ("get", "list"),
+    ("", "events"): ("create", "patch"),
+    ("apiextensions.k8s.io", "customresourcedefinitions"): ("list", "watch"),
+}
+"""What a Role grants, by group and resource; optional rights are left out."""
+NEVER_ASKED = {
+    ("draftyard.dev", "drafttrainings/finalizers", "update"): "checked by the server where owner references are made",
+    ("draftyard.dev", "drafttrainings/status", "get"): "for people who impersonate the operator",
+    ("", "pods", "get"): "pods are listed",
+    ("", "persistentvolumeclaims", "list"): "claims are read by name",
+    ("", "events", "patch"): "events are created anew",
+    ("batch", "jobs", "get"): "asked when a name is taken",
+    ("kubeflow.org", "pytorchjobs", "get"): "asked when a name is taken",
+    ("kubeflow.org", "pytorchjobs", "patch"): "only the parallelism of a Job is changed",
+}
+"""Rights that these stories do not need, and why they are granted."""
+
+
+def triples(table: dict[tuple[str, str], Iterable[str]]) -> set[Triple]:
+    return {(group, resource, verb) for (group, resource), verbs in table.items() for verb in verbs}
+
+
+def pods(scene, stage=None):
+    return [pod["metadata"]["name"] for pod in scene.fake.pods(NAMESPACE) if is_live(pod, stage)]
+
+
+def holding(stage):
+    """A script of the kubelet: all goes well, and one stage goes on until it is told to end."""
+    goes = ends_well()
+    return lambda pod: Runs() if pod["metadata"]["labels"][LABEL_STAGE] == stage else goes(pod)
+
+
+async def finish(scene, stage):
+    """End what was held well."""
+    scene.fake.kubelet.script = ends_well()
+    for pod in scene.fake.pods(NAMESPACE):
+        if is_live(pod, stage):
+            scene.fake.kubelet.end(NAMESPACE, pod["metadata"]["name"], well(stage, pod))
+
+
+# -- To the end ---------------------------------------------------------------------------------
+
+
+def test_online_and_offline_go_to_the_end_with_the_rights_of_the_table(tmp_path):
+    async def story(scene):
+        async with scene.operator():
+            scene.fake.add_run(NAMESPACE, "online", spec())
+            scene.fake.add_run(NAMESPACE, "offline", spec(OFFLINE))
+            online, offline = await scene.until_over("online"), await scene.until_over("offline")
+            assert (online.phase, online.backend) == (Phase.SUCCEEDED, "PyTorchJob")
+            assert (offline.phase, offline.backend) == (Phase.SUCCEEDED, "Job")
+            states = [one.name for one in offline.stages if one.state == "Succeeded"]
+            assert states == [Stage.PREPARE, Stage.GENERATE, Stage.TRAIN, Stage.EVALUATE]
+            assert all(name.endswith("-a1") for name in scene.children())
+            scene.fake.edit_run(NAMESPACE, "offline", {"cleanup": {"ttlSecondsAfterFinished": 0}})
+            await scene.until(lambda: not [name for name in scene.children() if name.startswith("offline")])
+        assert scene.calls() - triples(GRANTED) == set()
+
+    play(story, tmp_path, pytorch_jobs=True)
+
+
+def test_the_table_grants_nothing_that_nobody_needs(tmp_path):
+    async def story(scene):
+        scene.fake.kubelet.script = holding(Stage.TRAIN)
+        async with scene.operator():
+            scene.fake.add_run(NAMESPACE, "online", spec())
+            scene.fake.add_run(NAMESPACE, "offline", spec(OFFLINE, hiddenStates={"shards": 4, "parallelism": 1}))
+            await scene.until(lambda: scene.status("online").phase is Phase.TRAINING)
+            await scene.until(lambda: scene.status("offline").phase is Phase.TRAINING)
+            for name in ("online", "offline"):
+                scene.fake.edit_run(NAMESPACE, name, {"suspend": True})
+                scene.fake.edit_run(NAMESPACE, name, {"workspace": {"pvc": {"claimTemplate": {"size": "8Ti"}}}})
+            await scene.until(lambda: scene.status("online").phase is Phase.SUSPENDED)
+            await scene.until(lambda: scene.status("offline").phase is Phase.SUSPENDED)
+        asked = scene.calls()
+        print(sorted(triples(GRANTED) - asked), sorted(asked - triples(GRANTED)))
+        assert asked - triples(GRANTED) == set()
+        assert triples(GRANTED) - asked - set(NEVER_ASKED) <= {("batch", "jobs", "patch")}
+
+    play(story, tmp_path, pytorch_jobs=True)
+
+
+# -- In the middle ------------------------------------------------------------------------------
+
+
+def test_a_deleted_run_takes_everything_along(tmp_path):
+    async def story(scene):
+        scene.fake.kubelet.script = holding(Stage.TRAIN)
+        async with scene.operator() as process:
+            scene.fake.add_run(NAMESPACE, "demo", spec())
+            await scene.until(lambda: pods(scene, Stage.TRAIN))
+            scene.fake.api.delete(scene.fake.kind, NAMESPACE, "demo", {"propagationPolicy": "Background"})
+            await scene.until(lambda: not scene.children() and not pods(scene))
+            await asyncio.sleep(2.5)
+            assert scene.children() == []
+            assert scene.fake.store.every(CONFIG_MAP, NAMESPACE) == []
+            assert scene.fake.store.every(CLAIM, NAMESPACE) == []
+            assert process.metrics.runs == {}
+
+    play(story, tmp_path, pytorch_jobs=True)
+
+
+def test_suspend_gives_the_gpus_back_and_resume_goes_on(tmp_path):
+    async def story(scene):
+        scene.fake.kubelet.script = holding(Stage.TRAIN)
+        async with scene.operator():
+            scene.fake.add_run(NAMESPACE, "demo", spec())
+            await scene.until(lambda: pods(scene, Stage.TRAIN))
+            scene.fake.edit_run(NAMESPACE, "demo", {"suspend": True})
+            await scene.until(lambda: scene.status("demo").phase is Phase.SUSPENDED)
+            assert pods(scene) == []
+            scene.fake.edit_run(NAMESPACE, "demo", {"suspend": False})
+            await scene.until(lambda: pods(scene, Stage.TRAIN))
+            assert "demo-train-a2" in scene.children()
+            await finish(scene, Stage.TRAIN)
+            assert (await scene.until_over("demo")).phase is Phase.SUCCEEDED
+
+    play(story, tmp_path, pytorch_jobs=True)
+
+
+def test_training_goes_on_while_the_operator_is_away(tmp_path):
+    async def story(scene):
+        scene.fake.kubelet.script = holding(Stage.TRAIN)
+        async with scene.operator():
+            scene.fake.add_run(NAMESPACE, "demo", spec())
+            await scene.until(lambda: pods(scene, Stage.TRAIN))
+            before = scene.children()
+        assert len(pods(scene, Stage.TRAIN)) == 1
+        await finish(scene, Stage.TRAIN)
+        writes = len(scene.fake.server.record.writes)
+        await asyncio.sleep(0.3)
+        assert len(scene.fake.server.record.writes) == writes
+        async with scene.operator():
+            assert (await scene.until_over("demo")).phase is Phase.SUCCEEDED
+        assert set(before) <= set(scene.children())
+        assert all(name.endswith("-a1") for name in scene.children())
+
+    play(story, tmp_path, pytorch_jobs=True)
+
+
+# -- What events have missed --------------------------------------------------------------------
+
+
+def test_the_resync_finds_what_no_watch_has_told(tmp_path):
+    async def story(scene):
+        async with scene.operator():
+            await scene.until(lambda: len(scene.fake.server.watches) >= 3)
+            scene.fake.server.silence_watches()
+            scene.fake.add_run(NAMESPACE, "unseen", spec())
+            assert (await scene.until_over("unseen")).phase is Phase.SUCCEEDED
+
+    play(story, tmp_path)
+
+
+def test_without_a_resync_events_alone_do(tmp_path):
+    async def story(scene):
+        async with scene.operator(SLOW):
+            scene.fake.add_run(NAMESPACE, "demo", spec())
+            assert (await scene.until_over("demo")).phase is Phase.SUCCEEDED
+
+    play(story, tmp_path)
