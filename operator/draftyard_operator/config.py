@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
@@ -48,8 +48,8 @@ class OperatorConfig(Model):
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one of the patterns fits."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    """Whether one of the patterns fits: nothing but `*` is special, as in the admission policy of the chart."""
+    return any(re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name) for pattern in patterns)
 
 
 def load(path: Path) -> OperatorConfig:

@@ -13,12 +13,10 @@ from rights import CLUSTER, OWN, WATCHED, triples
 
 from draftyard_api import __version__
 from draftyard_api.names import LABEL_MANAGED
+from draftyard_operator.config import OperatorConfig
 
 ALL = ("pytorchJobs", "kueue", "leases")
-CONFIG_KEYS = {
-    "trainerImage", "gpuResource", "allowedImages", "allowedServiceAccounts", "resyncSeconds", "maxParallelism",
-    "watchNamespaces", "fsGroup", "readWorkloads",
-}  # fmt: skip
+CONFIG_KEYS = {field.alias for field in OperatorConfig.model_fields.values()}
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,21 @@ def test_a_configuration_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("pattern", "fits", "does_not"),
+    [
+        ("a/b*", "a/b:1", "a/c:1"),
+        ("a/[bc]", "a/[bc]", "a/b"),
+        ("a?", "a?", "ab"),
+        ("*/trainer@*", "x/trainer@1", "x/t"),
+    ],
+)
+def test_nothing_but_a_star_is_special_in_an_allowed_name(pattern, fits, does_not):
+    """As in the chart's admission policy: both must let the same runs through."""
+    assert config.matches(fits, [pattern])
+    assert not config.matches(does_not, [pattern])
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{}", "trainerImage"),
