@@ -51,6 +51,8 @@ def claim(run: str) -> str:
 
 ENV_STATE_DIR = "DRAFTYARD_STATE_DIR"
 """Folder in which the working process leaves `progress.json` and `result.json` (default `/run/draftyard`)."""
+ENV_PROGRESS_PORT = "DRAFTYARD_PROGRESS_PORT"
+"""Port on which the first process of a pod says how far its stage is; unset: none."""
 ENV_TERMINATION_LOG = "DRAFTYARD_TERMINATION_LOG"
 """File that receives the result as one line of JSON (default `/dev/termination-log`)."""
 ENV_SHARD = "JOB_COMPLETION_INDEX"

@@ -22,6 +22,7 @@ from draftyard_api.names import DEFAULT_TERMINATION_LOG, ENV_TERMINATION_LOG, PR
 from draftyard_api.progress import MAX_TERMINATION_BYTES, StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.task import GenerateTask, TrainTask
+from draftyard_trainer import progress_server
 from draftyard_trainer.process import die_with_parent, failed, read_task, state_dir, write_result
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -34,7 +35,8 @@ def supervise(stage: Stage, task_file: Path) -> int:
     for leftover in (state / PROGRESS_FILE, *state.glob("result*.json")):
         leftover.unlink(missing_ok=True)
     try:
-        ended = run_worker(worker_command(stage, task_file), worker_environment(stage))
+        with progress_server.serving(state):
+            ended = run_worker(worker_command(stage, task_file), worker_environment(stage))
         result = decide(stage, read_results(state), ended)
     except Failure as failure:
         result = failed(stage, failure.code, failure.reason, failure.message)

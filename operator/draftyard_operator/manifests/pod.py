@@ -80,6 +80,7 @@ def environment(extra: Mapping[str, str]) -> list[Manifest]:
         "TRITON_CACHE_DIR": f"{storage.SCRATCH}/triton",
         "TORCHINDUCTOR_CACHE_DIR": f"{storage.SCRATCH}/inductor",
         names.ENV_STATE_DIR: names.DEFAULT_STATE_DIR,
+        names.ENV_PROGRESS_PORT: str(names.PROGRESS_PORT),
         "PYTHONUNBUFFERED": "1",
         **extra,
     }
