@@ -5,12 +5,14 @@ BIN    := $(VENV)/bin
 # Idle OpenMP threads must sleep: two spinning pools on two cores make a step 30 times slower.
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE ?= 1
+HELM   := build/bin/helm-4.3.1/helm
+CRD    := crds/draftyard.dev_drafttrainings.yaml
 # The draft a demo leaves behind, for serve-check.
 DEMO   := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kubernetes-1.34 test-gpu verify crds serve-check bench \
-  bench-data bench-gpu clean
+.PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kubernetes-1.34 test-gpu verify crds kustomize \
+  serve-check bench bench-data bench-gpu clean
 
 help: ## this list
 	@grep -E '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
@@ -40,8 +42,9 @@ check: venv ## lint, types, borders
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-cluster-programs: venv ## etcd, kube-apiserver, kube-controller-manager, kubectl, out of Go modules (4 minutes, needs Go)
+cluster-programs: venv ## etcd, kube-apiserver, kube-controller-manager, kubectl, helm, out of Go modules (6 minutes, needs Go)
 	$(BIN)/python tests/cluster/programs.py
+	$(BIN)/python tests/chart/definitions.py
 
 test: check verify fixtures tokenizers cluster-programs s3-server ## everything, from nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
@@ -50,11 +53,18 @@ test-kubernetes-1.34: venv ## the tests of a real API server, on the oldest vers
 	$(BIN)/python tests/cluster/programs.py 1.34.4
 	DRAFTYARD_KUBERNETES=1.34.4 $(BIN)/python -m pytest tests/cluster
 
-crds: venv ## write crds/ from the models
-	$(BIN)/python -m draftyard_api.crd > crds/draftyard.dev_drafttrainings.yaml
+crds: venv ## write crds/ from the models, and the chart's copy
+	$(BIN)/python -m draftyard_api.crd > $(CRD)
+	cp $(CRD) charts/draftyard/files/
 
-verify: crds ## regenerate what is generated, and fail on any difference
-	git diff --exit-code -- crds
+$(HELM): venv
+	$(BIN)/python tests/cluster/programs.py helm-4.3.1
+
+kustomize: crds $(HELM) ## write charts/kustomize/ from the chart (builds Helm, needs Go)
+	$(BIN)/python charts/kustomize/render.py $(HELM)
+
+verify: crds kustomize ## regenerate what is generated, and fail on any difference
+	git diff --exit-code -- crds charts
 
 serve-check: fixtures ## serve the demo's draft with real vLLM on this CPU, in a virtual environment of its own
 	$(MAKE) -C tests/serve check

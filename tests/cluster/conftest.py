@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import control_plane
+import planes
 import pytest
 import trainings
 from api_server import ApiServer
 from control_plane import ControlPlane
-from programs import NEWEST, Programs
 
-VERSION = "DRAFTYARD_KUBERNETES"
-"""Which version to test on; the newest one when it is not set."""
 NUMBERS = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
 def plane() -> Iterator[ControlPlane]:
     """A control plane without controllers, and nothing on it. Processes of one test run have one each."""
-    programs = Programs(os.environ.get(VERSION, NEWEST))
-    if not programs.are_made:
-        pytest.skip(f"make cluster-programs: {programs.folder} is missing, or was made from other sources")
-    with (
-        tempfile.TemporaryDirectory(prefix="draftyard-cluster-") as folder,
-        control_plane.serving(programs, Path(folder)) as found,
-    ):
+    with planes.serving() as found:
         yield found
 
 

@@ -168,6 +168,8 @@ def bring_up(stack: ExitStack, plane: ControlPlane, server: KeyPair, storage_por
         "--service-account-issuer", ISSUER, "--service-account-key-file", str(plane.folder / "accounts.pub"),
         "--service-account-signing-key-file", str(plane.folder / "accounts.key"),
         "--service-cluster-ip-range", SERVICE_RANGE,
+        # Off by default, on in OpenShift: who holds up the deletion of an owner needs a right to its finalizers.
+        "--enable-admission-plugins", "OwnerReferencesPermissionEnforcement",
         # No pod will look for it, and an address on loopback is refused.
         "--endpoint-reconciler-type", "none",
     )  # fmt: skip

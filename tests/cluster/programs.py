@@ -1,7 +1,7 @@
-"""The programs of a cluster, made from their Go modules: `python tests/cluster/programs.py [VERSION ...]`.
+"""The programs of a cluster, made from their Go modules: `python tests/cluster/programs.py [MODULE ...]`.
 
 Each version of Kubernetes is one Go module in `modules/`, whose `go.mod` and `go.sum` pin everything; etcd and
-Kubernetes share what both are made of.
+Kubernetes share what both are made of. Helm is a module of its own, and goes with any of them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ STAMPED = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
 
 @dataclass(frozen=True)
 class Programs:
-    """The programs of one version of Kubernetes, in a folder of their own."""
+    """The programs of one Go module; those of a version of Kubernetes, if nothing else is said."""
 
     version: str
+    """Its folder in `modules/`, and theirs among the programs."""
+    packages: tuple[str, ...] = PACKAGES
+    """Go packages of the programs."""
 
     @property
     def sources(self) -> Path:
@@ -48,18 +51,25 @@ class Programs:
         return self.folder / name
 
     @property
+    def values(self) -> dict[str, str]:
+        """Variables of Go that say which version a program is."""
+        if self.packages != PACKAGES:
+            return {}
+        major, minor, _ = self.version.split(".")
+        told = {"gitVersion": f"v{self.version}", "gitMajor": major, "gitMinor": minor}
+        return {f"{package}.{name}": value for package in STAMPED for name, value in told.items()}
+
+    @property
     def command(self) -> list[str]:
         """How they are made; two packages at a time, since each takes up to a gigabyte."""
-        major, minor, _ = self.version.split(".")
-        stamps = {"gitVersion": f"v{self.version}", "gitMajor": major, "gitMinor": minor}
-        flags = [f"-X {package}.{name}={value}" for package in STAMPED for name, value in stamps.items()]
+        flags = [f"-X {variable}={value}" for variable, value in self.values.items()]
         return ["go", "build", "-p", "2", "-trimpath", "-ldflags", " ".join(("-s -w", *flags))]
 
     @property
     def stamp(self) -> str:
         """A hash of all that decides what they are."""
         parts = [(self.sources / name).read_bytes() for name in ("go.mod", "go.sum")]
-        return hashlib.sha256(b"\0".join((*parts, *map(str.encode, (*self.command, *PACKAGES))))).hexdigest()
+        return hashlib.sha256(b"\0".join((*parts, *map(str.encode, (*self.command, *self.packages))))).hexdigest()
 
     @property
     def are_made(self) -> bool:
@@ -79,22 +89,26 @@ class Programs:
             shutil.rmtree(fresh, ignore_errors=True)
             shutil.rmtree(self.folder, ignore_errors=True)
             environment = {**os.environ, "CGO_ENABLED": "0"}
-            subprocess.run([*self.command, "-o", f"{fresh}/", *PACKAGES], cwd=self.sources, env=environment, check=True)
-            (fresh / "server").rename(fresh / "etcd")
+            command = [*self.command, "-o", f"{fresh}/", *self.packages]
+            subprocess.run(command, cwd=self.sources, env=environment, check=True)
+            if ETCD in self.packages:
+                (fresh / "server").rename(fresh / "etcd")
             (fresh / "stamp").write_text(self.stamp)
             fresh.rename(self.folder)
 
 
+HELM = Programs("helm-4.3.1", ("helm.sh/helm/v4/cmd/helm",))
+
+
 def main() -> None:
-    """Make the programs of the versions that are named, or of the newest one."""
-    wanted = [Programs(version) for version in sys.argv[1:] or [NEWEST]]
-    known = sorted(folder.name for folder in (FOLDER / "modules").iterdir())
-    for programs in wanted:
-        if programs.version not in known:
-            sys.exit(f"given version {programs.version}; accepted: {', '.join(known)}")
-        if not programs.are_made and shutil.which("go") is None:
-            sys.exit("go is not there; install Go 1.26 or later, which builds Kubernetes from its modules")
-        programs.make()
+    """Make the programs that are named by their module, or those of the newest version and Helm."""
+    known = {folder.name: Programs(folder.name) for folder in (FOLDER / "modules").iterdir()} | {HELM.version: HELM}
+    for name in sys.argv[1:] or (NEWEST, HELM.version):
+        if name not in known:
+            sys.exit(f"given {name}; accepted: {', '.join(sorted(known))}")
+        if not known[name].are_made and shutil.which("go") is None:
+            sys.exit("go is not there; install Go 1.26 or later, which builds Kubernetes and Helm from their modules")
+        known[name].make()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import trainings
 from rule_cases import OFFLINE
 
 from draftyard_api.exit_codes import ExitCode
-from draftyard_api.names import API_VERSION, KIND
 
 NAME = OFFLINE["metadata"]["name"]
 NOT_COUNTED = (ExitCode.UNAVAILABLE, ExitCode.INTERRUPTED, ExitCode.FENCED)
@@ -145,10 +144,7 @@ def test_more_bad_shards_than_may_be_end_the_job(shards):
 def test_what_is_owned_goes_with_its_owner(server, namespace, shards):
     """Deletion of a run needs nobody of ours: no finalizer, no operator."""
     owner = server.post(trainings.path(namespace), OFFLINE).made()
-    reference = {
-        "apiVersion": API_VERSION, "kind": KIND, "name": NAME, "uid": owner["metadata"]["uid"], "controller": True,
-        "blockOwnerDeletion": True,
-    }  # fmt: skip
+    reference = trainings.owned_by(owner)
     maps = f"api/v1/namespaces/{namespace}/configmaps"
     server.post(maps, {"metadata": {"name": "task", "ownerReferences": [reference]}}).made()
     server.post(maps, {"metadata": {"name": "free"}}).made()

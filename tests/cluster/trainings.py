@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from api_server import ApiServer
 
-from draftyard_api.names import API_VERSION, GROUP, PLURAL
+from draftyard_api.names import API_VERSION, GROUP, KIND, PLURAL
 
 Json = Any
 
@@ -33,6 +33,17 @@ def eventually(holds: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
         assert time.monotonic() < deadline, f"not so after {seconds} s"
         time.sleep(0.1)
     return found
+
+
+def owned_by(owner: Json) -> Json:
+    """What the operator writes into a child, so that it goes with its run."""
+    named = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": owner["metadata"]["name"],
+        "uid": owner["metadata"]["uid"],
+    }
+    return named | {"controller": True, "blockOwnerDeletion": True}
 
 
 def install(server: ApiServer) -> None:
