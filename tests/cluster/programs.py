@@ -1,7 +1,7 @@
 """The programs of a cluster, made from their Go modules: `python tests/cluster/programs.py [MODULE ...]`.
 
 Each version of Kubernetes is one Go module in `modules/`, whose `go.mod` and `go.sum` pin everything; etcd and
-Kubernetes share what both are made of. Helm is a module of its own, and goes with any of them.
+Kubernetes share what both are made of. Helm, and what only a node needs, are modules of their own.
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ class Programs:
     """Its folder in `modules/`, and theirs among the programs."""
     packages: tuple[str, ...] = PACKAGES
     """Go packages of the programs."""
+    tags: tuple[str, ...] = ()
+    """What of them is left out, or put in."""
+    named: str = ""
+    """The variable of Go that says their version, where they ask for one."""
+    links_c: bool = False
+    """Whether they are made with a C compiler; the others run in an image that is empty but for them."""
 
     @property
     def sources(self) -> Path:
@@ -53,17 +59,19 @@ class Programs:
     @property
     def values(self) -> dict[str, str]:
         """Variables of Go that say which version a program is."""
-        if self.packages != PACKAGES:
-            return {}
-        major, minor, _ = self.version.split(".")
-        told = {"gitVersion": f"v{self.version}", "gitMajor": major, "gitMinor": minor}
+        number = self.version.rpartition("-")[2]
+        if not any(package.startswith("k8s.io/kubernetes/") for package in self.packages):
+            return {self.named: number} if self.named else {}
+        major, minor, _ = number.split(".")
+        told = {"gitVersion": f"v{number}", "gitMajor": major, "gitMinor": minor}
         return {f"{package}.{name}": value for package in STAMPED for name, value in told.items()}
 
     @property
     def command(self) -> list[str]:
         """How they are made; two packages at a time, since each takes up to a gigabyte."""
         flags = [f"-X {variable}={value}" for variable, value in self.values.items()]
-        return ["go", "build", "-p", "2", "-trimpath", "-ldflags", " ".join(("-s -w", *flags))]
+        tags = ["-tags", ",".join(self.tags)] if self.tags else []
+        return ["go", "build", "-p", "2", "-trimpath", *tags, "-ldflags", " ".join(("-s -w", *flags))]
 
     @property
     def stamp(self) -> str:
@@ -88,7 +96,7 @@ class Programs:
             fresh = CACHE / f"{self.version}.new"
             shutil.rmtree(fresh, ignore_errors=True)
             shutil.rmtree(self.folder, ignore_errors=True)
-            environment = {**os.environ, "CGO_ENABLED": "0"}
+            environment = {**os.environ, "CGO_ENABLED": str(int(self.links_c))}
             command = [*self.command, "-o", f"{fresh}/", *self.packages]
             subprocess.run(command, cwd=self.sources, env=environment, check=True)
             if ETCD in self.packages:
@@ -97,18 +105,36 @@ class Programs:
             fresh.rename(self.folder)
 
 
+KUBERNETES = tuple(Programs(version) for version in ("1.34.4", NEWEST))
 HELM = Programs("helm-4.3.1", ("helm.sh/helm/v4/cmd/helm",))
+_CONTAINERD = "github.com/containerd/containerd/v2"
+_NETWORK = "github.com/containernetworking/plugins/plugins"
+_RUNC = "github.com/opencontainers/runc"
+NODE = Programs(f"node-{NEWEST}", tuple(f"k8s.io/kubernetes/cmd/{name}" for name in ("kube-proxy", "kube-scheduler", "kubelet")))
+CONTAINERD = Programs(
+    "containerd-2.3.7",
+    tuple(f"{_CONTAINERD}/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")),
+    tags=("no_btrfs", "no_devmapper", "no_zfs"),
+    named=f"{_CONTAINERD}/version.Version",
+)
+RUNC = Programs("runc-1.4.0", (_RUNC,), tags=("seccomp",), named="main.version", links_c=True)
+NETWORK = Programs(
+    "cni-plugins-1.9.1",
+    tuple(f"{_NETWORK}/{name}" for name in ("ipam/host-local", "main/bridge", "main/loopback", "meta/portmap")),
+)
+COREDNS = Programs("coredns-1.14.7", ("github.com/coredns/coredns",))
+TRAINING = Programs("training-operator-1.9.4", ("github.com/kubeflow/training-operator/cmd/training-operator.v1",))
+KNOWN = {each.version: each for each in (*KUBERNETES, HELM, NODE, CONTAINERD, RUNC, NETWORK, COREDNS, TRAINING)}
 
 
 def main() -> None:
     """Make the programs that are named by their module, or those of the newest version and Helm."""
-    known = {folder.name: Programs(folder.name) for folder in (FOLDER / "modules").iterdir()} | {HELM.version: HELM}
     for name in sys.argv[1:] or (NEWEST, HELM.version):
-        if name not in known:
-            sys.exit(f"given {name}; accepted: {', '.join(sorted(known))}")
-        if not known[name].are_made and shutil.which("go") is None:
+        if name not in KNOWN:
+            sys.exit(f"given {name}; accepted: {', '.join(sorted(KNOWN))}")
+        if not KNOWN[name].are_made and shutil.which("go") is None:
             sys.exit("go is not there; install Go 1.26 or later, which builds Kubernetes and Helm from their modules")
-        known[name].make()
+        KNOWN[name].make()
 
 
 if __name__ == "__main__":
