@@ -4,7 +4,8 @@ torch from a package index is linked against some three gigabytes of libraries t
 for all of them at once. Here each of torch's libraries forgets that it needs them, and what it would take from them
 becomes weak: an address of zero. `libcudart` stays, since torch registers its kernels there while it is loaded.
 
-For images of tests only; an image for GPUs is left as it is.
+Its metadata forgets the packages of those libraries too, so that pip does not bring them back. For images of tests
+only; an image for GPUs is left as it is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ GONE = (
     "libcusparseLt", "libnccl", "libnvrtc", "libnvshmem_host",
 )  # fmt: skip
 """Libraries that are not there, without `.so` and their version."""
+GONE_PACKAGES = ("cuda-", "nvidia-", "triton")
+"""What the names of packages begin with that are not there."""
 
 # <elf.h>, 64 bits, little endian
 _HEADER = struct.Struct("<16xHHIQQQIHHHHHH")
@@ -47,11 +50,20 @@ class Section:
 
 def main() -> None:
     """Change every library of torch in place, and say which ones were changed."""
-    for file in sorted((Path(sys.argv[1]) / "torch" / "lib").glob("*.so*")):
+    packages = Path(sys.argv[1])
+    for metadata in packages.glob("torch-*.dist-info/METADATA"):
+        metadata.write_text(forget_packages(metadata.read_text()))
+    for file in sorted((packages / "torch" / "lib").glob("*.so*")):
         with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as image:
             dropped = forget(image)
         if dropped:
             print(f"{file.name}: {', '.join(dropped)}")
+
+
+def forget_packages(metadata: str) -> str:
+    """A package's metadata without the packages that are not there."""
+    gone = tuple(f"Requires-Dist: {name}" for name in GONE_PACKAGES)
+    return "".join(line for line in metadata.splitlines(keepends=True) if not line.startswith(gone))
 
 
 def forget(image: mmap.mmap) -> list[str]:

@@ -110,7 +110,9 @@ HELM = Programs("helm-4.3.1", ("helm.sh/helm/v4/cmd/helm",))
 _CONTAINERD = "github.com/containerd/containerd/v2"
 _NETWORK = "github.com/containernetworking/plugins/plugins"
 _RUNC = "github.com/opencontainers/runc"
-NODE = Programs(f"node-{NEWEST}", tuple(f"k8s.io/kubernetes/cmd/{name}" for name in ("kube-proxy", "kube-scheduler", "kubelet")))
+NODE = Programs(
+    f"node-{NEWEST}", tuple(f"k8s.io/kubernetes/cmd/{name}" for name in ("kube-proxy", "kube-scheduler", "kubelet"))
+)
 CONTAINERD = Programs(
     "containerd-2.3.7",
     tuple(f"{_CONTAINERD}/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")),
