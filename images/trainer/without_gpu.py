@@ -15,6 +15,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 GONE = (
@@ -33,7 +34,7 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 _NEED = struct.Struct("<HHIII")
 _NEED_OF = struct.Struct("<IHHII")
 _DYNSYM, _DYNAMIC_SECTION, _VERSIONS, _NEEDS = 11, 6, 0x6FFFFFFF, 0x6FFFFFFE
-_NEEDED, _VERNEED, _VERNEEDNUM, _IGNORED = 1, 0x6FFFFFFE, 0x6FFFFFFF, 0x6000001F
+_NEEDED, _VERSYM, _VERNEED, _VERNEEDNUM, _IGNORED = 1, 0x6FFFFFF0, 0x6FFFFFFE, 0x6FFFFFFF, 0x6000001F
 _GLOBAL, _WEAK = 1, 2
 _UNVERSIONED = 1
 
@@ -102,12 +103,14 @@ def forget_versions(image: mmap.mmap, dynamic: Section, needs: Section, strings:
         else:
             kept.append(at)
         at += step
-    for here, following in zip(kept, [*kept[1:], 0], strict=True):
+    for here, following in pairwise([*kept, 0]):
         version, count, file, first, _ = _NEED.unpack_from(image, here)
         _NEED.pack_into(image, here, version, count, file, first, following - here if following else 0)
     for at in range(dynamic.offset, dynamic.offset + dynamic.size, _DYNAMIC.size):
         tag, value = _DYNAMIC.unpack_from(image, at)
-        if tag == _VERNEED:
+        if not kept and tag in (_VERSYM, _VERNEED, _VERNEEDNUM):
+            _DYNAMIC.pack_into(image, at, _IGNORED, value)
+        elif tag == _VERNEED:
             _DYNAMIC.pack_into(image, at, tag, value + kept[0] - needs.offset)
         elif tag == _VERNEEDNUM:
             _DYNAMIC.pack_into(image, at, tag, len(kept))
