@@ -44,9 +44,10 @@ def main() -> None:
         if name not in IMAGES:
             sys.exit(f"given {name}; accepted: {', '.join(IMAGES)}")
         build(name, base, given.gpu)
-        report(name)
+        # First the archive: once a layer was compressed, buildah writes it compressed everywhere.
         if given.archive:
             archive(name)
+        report(name)
 
 
 def tag(name: str) -> str:
