@@ -1,4 +1,4 @@
-"""What the images' files promise: the code is the last layer, nobody is root, pip is asked for what the project says."""
+"""What the images promise: the code is the last layer, nobody is root, pip is asked for what the project says."""
 
 from __future__ import annotations
 
