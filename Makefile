@@ -12,7 +12,7 @@ DEMO   := build/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kubernetes-1.34 test-gpu verify crds kustomize \
-  serve-check bench bench-data bench-gpu bench-on-path clean
+  serve-check bench bench-data bench-gpu bench-on-path images cluster-up cluster-down clean
 
 help: ## this list
 	@grep -E '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
@@ -48,6 +48,17 @@ cluster-programs: venv ## etcd, kube-apiserver, kube-controller-manager, kubectl
 
 test: check verify fixtures tokenizers cluster-programs s3-server ## everything, from nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+images: venv ## the operator's and the trainer's image, each with its bill of materials (needs root, buildah, debootstrap)
+	$(BIN)/python images/build.py
+
+E2E := PYTHONPATH=tests/cluster:tests/s3 $(BIN)/python tests/e2e
+
+cluster-up: venv ## a real one-node cluster with training-operator and an S3 server, on this machine (needs root, Go)
+	$(E2E)/up.py
+
+cluster-down: venv ## remove that cluster, with everything that it made on this machine
+	$(E2E)/down.py
 
 test-kubernetes-1.34: venv ## the tests of a real API server, on the oldest version that can be built
 	$(BIN)/python tests/cluster/programs.py 1.34.4 helm-4.3.1 promtool-3.13.5

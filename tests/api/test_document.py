@@ -64,8 +64,11 @@ def test_a_good_file(tmp_path):
     assert training.spec.train.learning_rate == 0.0001
 
 
-def test_the_example_is_good():
-    assert document.load(ROOT / "examples/smollm2-demo.yaml").spec.mode == "Offline"
+@pytest.mark.parametrize(
+    ("file", "mode"), [("smollm2-demo", "Offline"), ("e2e-offline", "Offline"), ("e2e-online", "Online")]
+)
+def test_examples_are_good(file, mode):
+    assert document.load(ROOT / f"examples/{file}.yaml").spec.mode == mode
 
 
 def test_five_mistakes_are_five_lines(tmp_path):

@@ -101,11 +101,12 @@ class ControlPlane:
     port: int
     authority: Authority
     admin: KeyPair
+    host: str = LOOPBACK
 
     @property
     def url(self) -> str:
         """Where the API server answers."""
-        return f"https://{LOOPBACK}:{self.port}"
+        return f"https://{self.host}:{self.port}"
 
     @property
     def kubeconfig(self) -> Path:

@@ -1,7 +1,7 @@
 """The programs of a cluster, made from their Go modules: `python tests/cluster/programs.py [MODULE ...]`.
 
 Each version of Kubernetes is one Go module in `modules/`, whose `go.mod` and `go.sum` pin everything; etcd and
-Kubernetes share what both are made of. Helm and promtool are modules of their own.
+Kubernetes share what both are made of. Helm, promtool, and what only a node needs, are modules of their own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ class Programs:
     packages: tuple[str, ...] = PACKAGES
     """Go packages of the programs."""
     tags: tuple[str, ...] = ()
-    """What they are built with or without."""
+    """What of them is left out, or put in."""
+    named: str = ""
+    """The variable of Go that says their version, where they ask for one."""
+    links_c: bool = False
+    """Whether they are made with a C compiler; the others run in an image that is empty but for them."""
 
     @property
     def sources(self) -> Path:
@@ -55,10 +59,11 @@ class Programs:
     @property
     def values(self) -> dict[str, str]:
         """Variables of Go that say which version a program is."""
-        if self.packages != PACKAGES:
-            return {}
-        major, minor, _ = self.version.split(".")
-        told = {"gitVersion": f"v{self.version}", "gitMajor": major, "gitMinor": minor}
+        number = self.version.rpartition("-")[2]
+        if not any(package.startswith("k8s.io/kubernetes/") for package in self.packages):
+            return {self.named: number} if self.named else {}
+        major, minor, _ = number.split(".")
+        told = {"gitVersion": f"v{number}", "gitMajor": major, "gitMinor": minor}
         return {f"{package}.{name}": value for package in STAMPED for name, value in told.items()}
 
     @property
@@ -91,7 +96,7 @@ class Programs:
             fresh = CACHE / f"{self.version}.new"
             shutil.rmtree(fresh, ignore_errors=True)
             shutil.rmtree(self.folder, ignore_errors=True)
-            environment = {**os.environ, "CGO_ENABLED": "0"}
+            environment = {**os.environ, "CGO_ENABLED": str(int(self.links_c))}
             command = [*self.command, "-o", f"{fresh}/", *self.packages]
             subprocess.run(command, cwd=self.sources, env=environment, check=True)
             if ETCD in self.packages:
@@ -100,21 +105,42 @@ class Programs:
             fresh.rename(self.folder)
 
 
+KUBERNETES = tuple(Programs(version) for version in ("1.34.4", NEWEST))
 HELM = Programs("helm-4.3.1", ("helm.sh/helm/v4/cmd/helm",))
 # Prometheus' own test of alerts; it needs none of the clouds in which Prometheus looks for targets.
 PROMTOOL = Programs("promtool-3.13.5", ("github.com/prometheus/prometheus/cmd/promtool",), ("remove_all_sd",))
-OTHERS = {programs.version: programs for programs in (HELM, PROMTOOL)}
+_CONTAINERD = "github.com/containerd/containerd/v2"
+_NETWORK = "github.com/containernetworking/plugins/plugins"
+_RUNC = "github.com/opencontainers/runc"
+NODE = Programs(
+    f"node-{NEWEST}", tuple(f"k8s.io/kubernetes/cmd/{name}" for name in ("kube-proxy", "kube-scheduler", "kubelet"))
+)
+CONTAINERD = Programs(
+    "containerd-2.3.7",
+    tuple(f"{_CONTAINERD}/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")),
+    tags=("no_btrfs", "no_devmapper", "no_zfs"),
+    named=f"{_CONTAINERD}/version.Version",
+)
+RUNC = Programs("runc-1.4.0", (_RUNC,), tags=("seccomp",), named="main.version", links_c=True)
+NETWORK = Programs(
+    "cni-plugins-1.9.1",
+    tuple(f"{_NETWORK}/{name}" for name in ("ipam/host-local", "main/bridge", "main/loopback", "meta/portmap")),
+)
+COREDNS = Programs("coredns-1.14.7", ("github.com/coredns/coredns",))
+TRAINING = Programs("training-operator-1.9.4", ("github.com/kubeflow/training-operator/cmd/training-operator.v1",))
+KNOWN = {
+    each.version: each for each in (*KUBERNETES, HELM, PROMTOOL, NODE, CONTAINERD, RUNC, NETWORK, COREDNS, TRAINING)
+}
 
 
 def main() -> None:
-    """Make the programs that are named by their module, or those of the newest version and all others."""
-    known = {folder.name: Programs(folder.name) for folder in (FOLDER / "modules").iterdir()} | OTHERS
-    for name in sys.argv[1:] or (NEWEST, *OTHERS):
-        if name not in known:
-            sys.exit(f"given {name}; accepted: {', '.join(sorted(known))}")
-        if not known[name].are_made and shutil.which("go") is None:
+    """Make the programs that are named by their module, or those that tests need."""
+    for name in sys.argv[1:] or (NEWEST, HELM.version, PROMTOOL.version):
+        if name not in KNOWN:
+            sys.exit(f"given {name}; accepted: {', '.join(sorted(KNOWN))}")
+        if not KNOWN[name].are_made and shutil.which("go") is None:
             sys.exit("go is not there; install Go 1.26 or later, which builds Kubernetes and Helm from their modules")
-        known[name].make()
+        KNOWN[name].make()
 
 
 if __name__ == "__main__":

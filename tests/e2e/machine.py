@@ -1,0 +1,92 @@
+"""The machine around the node: what it must have, and how the node's namespaces come and go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import layout
+
+NEEDED = {"unshare": "util-linux", "ip": "iproute2", "nft": "nftables", "mount": "mount", "gcc": "gcc"}
+"""Programs, and the Debian packages that bring them."""
+CGROUPS = Path("/sys/fs/cgroup")
+INSIDE = Path(__file__).parent / "inside.py"
+STOP_SECONDS = 60
+
+
+def check() -> None:
+    """End with one line that says what is missing."""
+    if os.geteuid() != 0:
+        sys.exit("given a user; accepted: root, since containers need cgroups, mounts and networks of their own")
+    if missing := sorted({package for program, package in NEEDED.items() if shutil.which(program) is None}):
+        sys.exit(f"not there: {', '.join(missing)}; `apt-get install {' '.join(missing)}` brings it")
+    if layout.FOLDER.exists():
+        sys.exit(f"{layout.FOLDER} is there: `make cluster-down` removes the cluster that was left")
+
+
+def enter() -> None:
+    """Start the node's first process in namespaces of its own, and give it its link to the machine."""
+    command = [
+        "unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child",
+        # The link must be there before it is set up.
+        "sh", "-c", f'until ip link show {layout.NODE_LINK} >/dev/null 2>&1; do sleep 0.05; done; exec "$@"', "sh",
+        sys.executable, str(INSIDE), str(layout.FOLDER),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with (layout.FOLDER / "inside.log").open("wb") as log:
+        holder = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+    layout.pid_file().write_text(str(holder.pid))
+    children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children")
+    until(lambda: bool(children.read_text().split()), 10, "namespaces")
+    run("ip", "link", "add", layout.HOST_LINK, "type", "veth", "peer", "name", layout.NODE_LINK, "netns",
+        children.read_text().split()[0])  # fmt: skip
+    run("ip", "address", "add", f"{layout.HOST_ADDRESS}/30", "dev", layout.HOST_LINK)
+    run("ip", "link", "set", layout.HOST_LINK, "up")
+
+
+def leave() -> None:
+    """End the node, and with it all its processes; then remove its cgroups and its folder."""
+    if layout.pid_file().exists():
+        pid = int(layout.pid_file().read_text())
+        if holds_the_node(pid):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not Path(f"/sys/class/net/{layout.HOST_LINK}").exists(), STOP_SECONDS, "end of the node")
+    for group in sorted(CGROUPS.glob(f"*/{layout.CGROUP}")):
+        for folder in sorted(group.rglob("*"), reverse=True):
+            if folder.is_dir():
+                folder.rmdir()
+        group.rmdir()
+    shutil.rmtree(layout.FOLDER, ignore_errors=False)
+
+
+def holds_the_node(pid: int) -> bool:
+    """Whether this is still the process that was started: numbers come back."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return str(INSIDE).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def until(is_so: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until something is so. Raises TimeoutError that says what was waited for."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not there after {seconds:.0f} s; logs are in {layout.FOLDER}")
+        time.sleep(0.1)
+
+
+def run(*command: str | Path) -> str:
+    """Run a program, and return what it printed. Raises RuntimeError with what it said when it failed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
