@@ -92,7 +92,7 @@ bench-data: fixtures s3-server tokenizers ## what stored hidden states take, cos
 	OMP_NUM_THREADS=2 PYTHONPATH=tests/s3:tests/tokenizers $(BIN)/python bench/data.py --out build/bench/data.json
 
 bench-on-path: fixtures ## acceptance against time of training, unrolled in full and along the path of a server (about an hour)
-	$(MAKE) -C bench on-path-report
+	$(MAKE) -C bench on-path
 
 bench-gpu: venv ## the training step on a GPU beside the bare products of that step
 	$(MAKE) -C bench gpu

@@ -2,7 +2,7 @@
 
     python bench/report.py build/bench docs/performance.md
 
-Reads `step.json` and, where they are, `capture.json`, `on-path.json` and `gpu.json`; no number is typed.
+Reads `step.json` and, where they are, `capture.json` and `gpu.json`; no number is typed.
 """
 
 from __future__ import annotations
@@ -16,17 +16,12 @@ from operator import ge, le
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+BEGIN, END = MARKERS = ("<!-- measured: begin -->", "<!-- measured: end -->")
 PEERS = ("specforge", "speculators")
 PADDING, PACKING = PEERS
 LONG = 4096
 SIGNS: dict[str, Callable[[float, float], bool]] = {">=": ge, "<=": le}
 Case = dict[str, Any]
-Curve = list[dict[str, Any]]
-DRAFT_TOKENS = "3"
-"""Proposed tokens of the acceptance length that is compared."""
-OWN_CASE = "h576-t512-b4"
-"""The case with the shape and the lengths of `on_path.py`: how much faster than a peer a full unroll is there."""
 
 
 @dataclass(frozen=True)
@@ -113,44 +108,6 @@ def step_table(cases: dict[str, Case]) -> list[str]:
     return lines
 
 
-def path_bars(found: dict[str, Curve], cases: dict[str, Case]) -> Iterator[Bar]:
-    """Time to what a full unroll reaches at its end, beside the faster peer: it takes the steps of the full unroll."""
-    wanted = found["full"][-1]["lengths"][DRAFT_TOKENS]
-    best = min(time_to(curve, wanted) for curve in found.values())
-    peer = faster(cases[OWN_CASE]) if OWN_CASE in cases else 1.0
-    yield Bar("on-path/time-to-acceptance-against-full", time_to(found["full"], wanted) / best, ">=", 1.0)
-    yield Bar("on-path/time-to-acceptance-against-peer", peer * time_to(found["full"], wanted) / best, ">=", 3.0)
-
-
-def time_to(curve: Curve, length: float) -> float:
-    """Seconds until a draft reaches an acceptance length, straight between looks; infinite if it never does."""
-    before = {"seconds": 0.0, "lengths": {DRAFT_TOKENS: 1.0}}
-    for point in curve:
-        low, high = before["lengths"][DRAFT_TOKENS], point["lengths"][DRAFT_TOKENS]
-        if high >= length:
-            share = (length - low) / (high - low) if high > low else 1.0
-            return float(before["seconds"] + max(share, 0.0) * (point["seconds"] - before["seconds"]))
-        before = point
-    return float("inf")
-
-
-def path_table(found: dict[str, Curve]) -> list[str]:
-    """One line per way to unroll."""
-    wanted = found["full"][-1]["lengths"][DRAFT_TOKENS]
-    columns = ("unroll", "steps", "rows asked", "processor seconds", "acceptance length, K = 3", "K = 7",
-               f"seconds to {wanted:.3f}")  # fmt: skip
-    lines = ["", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    for name, curve in found.items():
-        end = curve[-1]
-        lengths = " | ".join(f"{end['lengths'][key]:.3f} ± {end['spread'][key]:.3f}" for key in end["lengths"])
-        reached = time_to(curve, wanted)
-        lines.append(
-            f"| {name} | {end['step']} | {end['asked']:.0%} | {end['seconds']:.0f} | {lengths} "
-            f"| {'never' if reached == float('inf') else f'{reached:.0f}'} |"
-        )
-    return lines
-
-
 def written(value: float, unit: str) -> str:
     """A measured number, or that there is none."""
     if value == float("inf"):
@@ -200,20 +157,16 @@ def main(folder: Path, page: Path) -> None:
             f"- Capture, in tokens/s of a bare forward: {found['bare'] / found['copies']:.2f} with hooks and copies, "
             f"{found['bare'] / found['stored']:.2f} with labels and written to disk."
         )
-    if (folder / "on-path.json").exists():
-        curves: dict[str, Curve] = json.loads((folder / "on-path.json").read_text())
-        bars += path_bars(curves, cases)
-        lines += path_table(curves)
     if (folder / "gpu.json").exists():
         lines += gpu_table(json.loads((folder / "gpu.json").read_text()))
     finish(page, lines, bars)
 
 
-def finish(page: Path, lines: list[str], bars: list[Bar]) -> None:
+def finish(page: Path, lines: list[str], bars: list[Bar], markers: tuple[str, str] = MARKERS) -> None:
     """Write lines and bars between the markers of a page, and print the bars."""
     said = [*lines, "", "```", *map(str, bars), "```"]
-    text = page.read_text()
-    head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    text, (begin, end) = page.read_text(), markers
+    head, tail = text[: text.index(begin) + len(begin)], text[text.index(end) :]
     page.write_text("\n".join([head, *said, tail]))
     print("\n".join(map(str, bars)))
 

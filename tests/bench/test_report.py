@@ -65,27 +65,6 @@ def test_growth_of_memory_is_judged_where_both_lengths_are(tmp_path, capsys, lon
     assert f"bar memory-growth/t2048-t8192 {long:g} (needs <= 4.2) {verdict}" in capsys.readouterr().out
 
 
-def curve(*points: tuple[float, float]) -> list[dict[str, Any]]:
-    return [
-        {"step": 10 * (place + 1), "seconds": seconds, "asked": 0.5, "lengths": {"3": length, "7": length},
-         "spread": {"3": 0.01, "7": 0.02}}
-        for place, (seconds, length) in enumerate(points)
-    ]  # fmt: skip
-
-
-def test_time_to_an_acceptance_length_is_read_between_looks(tmp_path, capsys):
-    """Full ends with 1.4 after 100 s; the other passes it half way between 20 and 40 s; a peer takes twice as long."""
-    page = write(tmp_path, {"h576-t512-b4": {**case(1.0, 2.0, 4.0), "dense": False}})
-    curves = {"full": curve((50, 1.2), (100, 1.4)), "early": curve((20, 1.3), (40, 1.5)), "bad": curve((10, 1.1))}
-    (tmp_path / "on-path.json").write_text(json.dumps(curves))
-    report.main(tmp_path, page)
-    out = capsys.readouterr().out
-    assert "bar on-path/time-to-acceptance-against-full 3.33 (needs >= 1) ok" in out
-    assert "bar on-path/time-to-acceptance-against-peer 6.67 (needs >= 3) ok" in out
-    assert "| early | 20 | 50% | 40 | 1.500 ± 0.010 | 1.500 ± 0.020 | 30 |" in page.read_text()
-    assert "| bad | 10 | 50% | 10 | 1.100 ± 0.010 | 1.100 ± 0.020 | never |" in page.read_text()
-
-
 def test_capture_and_gpu_are_told_where_they_were_measured(tmp_path, capsys):
     page = write(tmp_path, {})
     (tmp_path / "capture.json").write_text(json.dumps({"seconds": {"bare": 1.0, "copies": 1.25, "stored": 2.0}}))
