@@ -31,7 +31,7 @@ async def no_runs():
 
 
 def made(namespaces=()):
-    shell = Shell(nothing, no_runs, Metrics())
+    shell = Shell(nothing, no_runs, nothing, Metrics())
     return shell, handlers.registry(shell, handlers.Hooks(nothing, nothing), namespaces)
 
 
@@ -156,7 +156,7 @@ def test_health_readiness_and_metrics_are_served(tmp_path):
 def test_a_resync_that_is_too_old_fails_the_probe_at_once(tmp_path):
     async def story(scene):
         async with scene.operator(Rhythm(0.05, 5.0)) as process:
-            await scene.until(lambda: len(scene.fake.server.watches) >= 2)
+            await scene.until(lambda: len(scene.fake.server.watches) >= 3)
             scene.fake.server.faults.add(Fault(faults.Answer(403, "Forbidden"), ["list"], PLURAL, times=None))
             await asyncio.sleep(1.0)
             status, text = await asyncio.wait_for(answer(port_url(process, "healthz")), 5)
@@ -170,7 +170,7 @@ def test_a_port_in_use_ends_the_operator(tmp_path, monkeypatch):
         taken = free_port()
         server = await asyncio.start_server(nothing, "127.0.0.1", taken)
         monkeypatch.setattr("live.free_port", lambda: taken)
-        with pytest.raises(Exception, match="[Aa]ddress|start"):
+        with pytest.raises(Exception, match=r"[Aa]ddress|start"):
             async with scene.operator():
                 pass
         server.close()
