@@ -217,6 +217,8 @@ class Shell:
             existing.add(key)
             if not (is_over(run) and rests(run)):
                 self.queue.add(key, self._priority(key, run))
+            # a page holds 500 objects, and others want to go on meanwhile
+            await asyncio.sleep(0)
         self.metrics.keep_only(existing)
         self._last_resync = self._clock()
         self._last_full = now if is_full else self._last_full
