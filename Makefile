@@ -10,7 +10,7 @@ DEMO   := build/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kubernetes-1.34 test-gpu verify crds serve-check bench \
-  bench-data bench-gpu clean
+  bench-data bench-gpu bench-operator clean
 
 help: ## this list
 	@grep -E '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
@@ -68,6 +68,9 @@ bench: fixtures ## the training step beside two other trainers, and the capture 
 
 bench-data: fixtures s3-server tokenizers ## what stored hidden states take, cost and keep (about 20 minutes)
 	OMP_NUM_THREADS=2 PYTHONPATH=tests/s3:tests/tokenizers $(BIN)/python bench/data.py --out build/bench/data.json
+
+bench-operator: venv ## the operator with 1,000 objects: start, memory, time to act, requests (3 minutes)
+	PYTHONPATH=tests/operator $(BIN)/python bench/operator_load.py --out build/bench/operator.json
 
 bench-gpu: venv ## the training step on a GPU beside the bare products of that step
 	$(MAKE) -C bench gpu
