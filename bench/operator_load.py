@@ -28,7 +28,6 @@ from live import ends_well, free_port
 from world import NAMESPACE, World, spec
 
 from draftyard_api.names import LABEL_STAGE, Stage
-from draftyard_api.status import Phase
 from draftyard_operator.testing.fake_cluster import FakeCluster
 from draftyard_operator.testing.kinds import JOB
 from draftyard_operator.testing.pods import Runs
@@ -140,7 +139,7 @@ async def measure(load: Load, ended: Json, folder: Path) -> Json:
         fake.kubelet.script = training_goes_on
         names = fill(fake, load, ended)
         async with started(fake, folder):
-            await until(lambda: all(phase(fake, name) is Phase.TRAINING for name in names))
+            await until(lambda: all(children(fake, name) for name in names))
         fake.server.record.clear()
         begin = time.monotonic()
         async with started(fake, folder) as operator:
@@ -155,11 +154,6 @@ async def measure(load: Load, ended: Json, folder: Path) -> Json:
                 "change_seconds": seconds, "requests": dict(fake.server.record.counts() - requests),
                 "peak_mib": operator.peak_mib(),
             }  # fmt: skip
-
-
-def phase(fake: FakeCluster, name: str) -> str | None:
-    """What the status of a run says."""
-    return (fake.run(NAMESPACE, name).get("status") or {}).get("phase")
 
 
 def p99(seconds: list[float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+import pytest
 from live import SLOW, ends_well, play
 from world import GATED, NAMESPACE, OFFLINE, is_live, spec, well
 
@@ -91,7 +92,7 @@ def test_the_table_grants_nothing_that_nobody_needs(tmp_path):
         async with scene.operator():
             scene.fake.add_run(NAMESPACE, "online", spec())
             scene.fake.add_run(NAMESPACE, "offline", spec(OFFLINE))
-            await scene.until(lambda: scene.status("online").phase is Phase.TRAINING)
+            await scene.until(lambda: pods(scene, Stage.TRAIN))
             await scene.until(lambda: len(pods(scene, Stage.GENERATE)) == 2)
             scene.fake.edit_run(NAMESPACE, "offline", {"hiddenStates": {"parallelism": 3}})
             await scene.until(lambda: len(pods(scene, Stage.GENERATE)) == 3)
@@ -110,18 +111,21 @@ def test_the_table_grants_nothing_that_nobody_needs(tmp_path):
 # -- In the middle ------------------------------------------------------------------------------
 
 
-def test_a_deleted_run_takes_everything_along(tmp_path):
+@pytest.mark.parametrize(("reclaim", "kept"), [("Delete", 0), ("Retain", 1)])
+def test_a_deleted_run_takes_along_what_is_not_retained(tmp_path, reclaim, kept):
+    claim = {"size": "200Gi", "reclaim": reclaim}
+
     async def story(scene):
         scene.fake.kubelet.script = holding(Stage.TRAIN)
         async with scene.operator() as process:
-            scene.fake.add_run(NAMESPACE, "demo", spec())
+            scene.fake.add_run(NAMESPACE, "demo", spec(workspace={"pvc": {"claimTemplate": claim}}))
             await scene.until(lambda: pods(scene, Stage.TRAIN))
             scene.fake.api.delete(scene.fake.kind, NAMESPACE, "demo", {"propagationPolicy": "Background"})
             await scene.until(lambda: not scene.children() and not pods(scene))
             await asyncio.sleep(2.5)
             assert scene.children() == []
             assert scene.fake.store.every(CONFIG_MAP, NAMESPACE) == []
-            assert scene.fake.store.every(CLAIM, NAMESPACE) == []
+            assert len(scene.fake.store.every(CLAIM, NAMESPACE)) == kept
             assert process.metrics.runs == {}
 
     play(story, tmp_path, pytorch_jobs=True)
