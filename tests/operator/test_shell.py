@@ -148,7 +148,7 @@ def test_a_deleted_run_leaves_no_backoff_and_no_series(scene):
     assert scene.queue.failures(A) == 1
     scene.shell.saw_run("DELETED", run())
     assert scene.queue.failures(A) == 0
-    assert scene.value("drafttraining_info", namespace="team", name="a", mode="Online", backend="Job") is None
+    assert scene.metrics.runs == {}
     scene.now += 400
     assert scene.work() == []
 
