@@ -42,7 +42,7 @@ def test_f7_a_burst_of_refusals_is_outlived(tmp_path, code):
         async with scene.operator() as process:
             await all_watch(scene)
             for verb in ("get", "create", "patch"):
-                fault(scene, faults.Answer(code, retry_after=1 if code == 429 else None), verb, times=2)
+                fault(scene, faults.Answer(code, retry_after=1 if code == 429 else None), verb)
             scene.fake.add_run(NAMESPACE, "demo", spec())
             await goes_to_the_end(scene)
             process.shell.check()
