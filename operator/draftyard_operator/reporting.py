@@ -131,7 +131,7 @@ def gpus(run: Run, stage: Stage) -> int:
 
 def log_action(log: logging.Logger, run: Run, action: Action) -> None:
     """One line for one action; never a body."""
-    made = action.manifest["metadata"] if isinstance(action, Create) else {"name": action.name}
+    made: Json = action.manifest["metadata"] if isinstance(action, Create) else {"name": action.name}
     name, marks = made["name"], made.get("labels") or {}
     where = {"namespace": run.namespace, "run": run.name, "uid": run.uid, "generation": run.generation}
     what = {"action": type(action).__name__.lower(), "kind": action.kind.plural, "child": name}
