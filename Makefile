@@ -12,7 +12,7 @@ DEMO   := build/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kubernetes-1.34 test-gpu verify crds kustomize \
-  serve-check bench bench-data bench-gpu bench-on-path images cluster-up cluster-down clean
+  serve-check bench bench-data bench-gpu bench-on-path bench-operator images cluster-up cluster-down clean
 
 help: ## this list
 	@grep -E '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
@@ -93,6 +93,9 @@ bench-data: fixtures s3-server tokenizers ## what stored hidden states take, cos
 
 bench-on-path: fixtures ## acceptance against time of training, unrolled in full and along the path of a server (about an hour)
 	$(MAKE) -C bench on-path
+
+bench-operator: venv ## the operator with 1,000 objects: start, memory, time to act, requests (3 minutes)
+	PYTHONPATH=tests/operator $(BIN)/python bench/operator_load.py --out build/bench/operator.json
 
 bench-gpu: venv ## the training step on a GPU beside the bare products of that step
 	$(MAKE) -C bench gpu

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from kubernetes.aio.config import ConfigException, load_incluster_config, load_k
 
 from draftyard_api.exit_codes import ExitCode
 from draftyard_operator import config as configs
-from draftyard_operator import handlers, logs, metrics
+from draftyard_operator import handlers, logs, metrics, rest
 from draftyard_operator.budget import Budget
 from draftyard_operator.cluster import KubernetesCluster
 from draftyard_operator.config import OperatorConfig
@@ -98,6 +98,7 @@ class Process:
         self.shell = Shell(
             self.look,
             self.list_runs,
+            self.at_rest,
             self.metrics,
             setup.rhythm or Rhythm(setup.config.resync_seconds, 10.0 * setup.config.resync_seconds),
         )
@@ -135,6 +136,12 @@ class Process:
         """One pass over one object. Raises ApiError."""
         assert self._operator is not None
         return await reconcile(self._operator, key.namespace, key.name, datetime.now(UTC))
+
+    async def at_rest(self) -> Callable[[Json], bool]:
+        """Whether an ended run may be left alone. Raises ApiError."""
+        assert self._operator is not None
+        assert self.cluster is not None
+        return await rest.at_rest(self._operator, self.cluster, self.setup.namespaces, datetime.now(UTC))
 
     async def list_runs(self) -> AsyncIterator[Json]:
         """Every DraftTraining of the watched namespaces. Raises ApiError."""

@@ -73,7 +73,7 @@ def _activities(made: kopf.OperatorRegistry, shell: Shell, hooks: Hooks, namespa
 def _events(made: kopf.OperatorRegistry, shell: Shell) -> None:
     """What is watched."""
 
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=made)
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=made, id="run")
     async def run(event: kopf.RawEvent, **_: Any) -> None:
         shell.saw_run(event["type"], cast("Json", event["object"]))
 

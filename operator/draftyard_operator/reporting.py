@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from draftyard_api.names import API_VERSION, KIND, Stage
+from draftyard_api.names import API_VERSION, KIND, LABEL_ATTEMPT, LABEL_STAGE, Stage
 from draftyard_api.plan import dump
 from draftyard_api.status import Attempt, DraftTrainingStatus, Phase, StageStatus
 from draftyard_operator import times
@@ -131,7 +131,9 @@ def gpus(run: Run, stage: Stage) -> int:
 
 def log_action(log: logging.Logger, run: Run, action: Action) -> None:
     """One line for one action; never a body."""
-    name = action.manifest["metadata"]["name"] if isinstance(action, Create) else action.name
+    made: Json = action.manifest["metadata"] if isinstance(action, Create) else {"name": action.name}
+    name, marks = made["name"], made.get("labels") or {}
     where = {"namespace": run.namespace, "run": run.name, "uid": run.uid, "generation": run.generation}
     what = {"action": type(action).__name__.lower(), "kind": action.kind.plural, "child": name}
+    what |= {"stage": marks.get(LABEL_STAGE), "attempt": marks.get(LABEL_ATTEMPT)}
     log.info("%s %s %s", what["action"], what["kind"], name, extra={**where, **what})

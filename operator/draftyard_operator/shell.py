@@ -24,6 +24,8 @@ Look = Callable[[Key], Awaitable[float | None]]
 """One pass over one object. Returns the seconds to the next look, or None; raises what the queue shall retry."""
 ListRuns = Callable[[], AsyncIterator[Json]]
 """Every DraftTraining, listed piece by piece. Raises ApiError when the API server does not answer."""
+AtRest = Callable[[], Awaitable[Callable[[Json], bool]]]
+"""Reads once what is needed to say of any ended run whether a pass over it would find nothing to do."""
 
 WORKERS = 4
 STALE_INTERVALS = 5
@@ -72,6 +74,7 @@ class Shell:
         self,
         look: Look,
         list_runs: ListRuns,
+        at_rest: AtRest,
         metrics: Metrics,
         rhythm: Rhythm | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -81,6 +84,7 @@ class Shell:
         self.rhythm = rhythm or Rhythm()
         self._look = look
         self._list_runs = list_runs
+        self._at_rest = at_rest
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._began = clock()
@@ -206,12 +210,15 @@ class Shell:
         """List everything once. Raises what the list raises."""
         now = self._clock()
         is_full = self._last_full is None or now - self._last_full >= self.rhythm.full_seconds
+        rests = await self._at_rest() if is_full else is_over
         existing = set()
         async for run in self._list_runs():
             key = Key(run["metadata"]["namespace"], run["metadata"]["name"])
             existing.add(key)
-            if is_full or not is_over(run):
+            if not (is_over(run) and rests(run)):
                 self.queue.add(key, self._priority(key, run))
+            # a page holds 500 objects, and others want to go on meanwhile
+            await asyncio.sleep(0)
         self.metrics.keep_only(existing)
         self._last_resync = self._clock()
         self._last_full = now if is_full else self._last_full

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 import time
 
-from world import CONFIG, NAMESPACE, badly, well
+from world import CONFIG, NAMESPACE, well
 
 from draftyard_api.names import LABEL_STAGE, Stage
 from draftyard_operator.budget import Budget
@@ -16,7 +17,6 @@ from draftyard_operator.run import read_status
 from draftyard_operator.shell import Rhythm
 from draftyard_operator.testing.fake_cluster import FakeCluster
 from draftyard_operator.testing.kinds import JOB, PYTORCH_JOB
-from draftyard_operator.testing.pods import Runs
 
 QUICK = Rhythm(resync_seconds=1.0, full_seconds=5.0)
 SLOW = Rhythm(resync_seconds=300.0)
@@ -35,13 +35,9 @@ def ends_well(after=0.05):
 
     def script(pod):
         stage = Stage(pod["metadata"]["labels"][LABEL_STAGE])
-        return dataclass_with(well(stage, pod), after)
+        return dataclasses.replace(well(stage, pod), after=after)
 
     return script
-
-
-def dataclass_with(end, after):
-    return type(end)(end.exit_code, end.message, after=after)
 
 
 class Scene:
@@ -107,6 +103,3 @@ def play(story, folder, **options):
             await asyncio.wait_for(story(Scene(fake, folder)), 120)
 
     asyncio.run(played())
-
-
-__all__ = ["QUICK", "SLOW", "Runs", "Scene", "badly", "ends_well", "play"]

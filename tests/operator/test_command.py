@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -105,20 +105,19 @@ def test_sigterm_ends_the_process_in_time_with_json_lines_only(config, tmp_path)
         ports = ["--metrics-port", str(free_port()), "--health-port", str(free_port())]
         given = ["--config", str(config), "--kubeconfig", str(scene.kubeconfig), "--namespace", NAMESPACE, *ports]
         environment = {name: value for name, value in os.environ.items() if name != "KUBECONFIG"}
-        with subprocess.Popen(
-            [sys.executable, "-c", run, *given], stderr=subprocess.PIPE, text=True, env=environment
-        ) as process:
-            try:
-                scene.fake.add_run(NAMESPACE, "demo", spec())
-                await scene.until_over("demo")
-                process.send_signal(signal.SIGTERM)
-                began = time.monotonic()
-                await scene.until(lambda: process.poll() is not None, 30)
-            finally:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", run, *given, stderr=asyncio.subprocess.PIPE, env=environment
+        )
+        try:
+            scene.fake.add_run(NAMESPACE, "demo", spec())
+            await scene.until_over("demo")
+            process.send_signal(signal.SIGTERM)
+            _, told = await asyncio.wait_for(process.communicate(), 30)
+        finally:
+            if process.returncode is None:
                 process.kill()
-            assert time.monotonic() - began < 30
-            assert process.returncode == ExitCode.OK
-            lines = [json.loads(line) for line in process.stderr.read().splitlines()]
+        assert process.returncode == ExitCode.OK, told
+        lines = [json.loads(line) for line in told.splitlines()]
         assert {line["name"] for line in lines if line.get("action") == "create"} == {"demo"}
 
     play(story, tmp_path)

@@ -8,7 +8,7 @@ import dataclasses
 import aiohttp
 import kopf
 import pytest
-from live import SLOW, Runs, free_port, play
+from live import SLOW, free_port, play
 from world import NAMESPACE, spec
 
 from draftyard_api.names import GROUP, LABEL_MANAGED, LABEL_RUN, PLURAL
@@ -18,6 +18,7 @@ from draftyard_operator.shell import Rhythm, Shell
 from draftyard_operator.testing import faults
 from draftyard_operator.testing.faults import Fault
 from draftyard_operator.testing.kinds import JOB
+from draftyard_operator.testing.pods import Runs
 from draftyard_operator.work_queue import Key
 
 
@@ -31,7 +32,7 @@ async def no_runs():
 
 
 def made(namespaces=()):
-    shell = Shell(nothing, no_runs, Metrics())
+    shell = Shell(nothing, no_runs, nothing, Metrics())
     return shell, handlers.registry(shell, handlers.Hooks(nothing, nothing), namespaces)
 
 
@@ -156,7 +157,7 @@ def test_health_readiness_and_metrics_are_served(tmp_path):
 def test_a_resync_that_is_too_old_fails_the_probe_at_once(tmp_path):
     async def story(scene):
         async with scene.operator(Rhythm(0.05, 5.0)) as process:
-            await scene.until(lambda: len(scene.fake.server.watches) >= 2)
+            await scene.until(lambda: len(scene.fake.server.watches) >= 3)
             scene.fake.server.faults.add(Fault(faults.Answer(403, "Forbidden"), ["list"], PLURAL, times=None))
             await asyncio.sleep(1.0)
             status, text = await asyncio.wait_for(answer(port_url(process, "healthz")), 5)
@@ -165,14 +166,14 @@ def test_a_resync_that_is_too_old_fails_the_probe_at_once(tmp_path):
     play(story, tmp_path)
 
 
-def test_a_port_in_use_ends_the_operator(tmp_path, monkeypatch):
+def test_a_port_in_use_ends_the_operator_and_is_told(tmp_path, monkeypatch, caplog):
     async def story(scene):
         taken = free_port()
-        server = await asyncio.start_server(nothing, "127.0.0.1", taken)
         monkeypatch.setattr("live.free_port", lambda: taken)
-        with pytest.raises(Exception, match="[Aa]ddress|start"):
-            async with scene.operator():
-                pass
-        server.close()
+        async with await asyncio.start_server(nothing, "127.0.0.1", taken):
+            with pytest.raises(Exception, match="handlers failed"):
+                async with scene.operator():
+                    pass
 
     play(story, tmp_path)
+    assert "address already in use" in caplog.text

@@ -69,4 +69,5 @@ def test_a_pass_tells_each_action_once_and_no_bodies(lines):
     assert {line["kind"] for line in made} == {"configmaps", "jobs", "persistentvolumeclaims"}
     assert len({(line["kind"], line["child"]) for line in made}) == len(made)
     assert {(line["namespace"], line["name"]) for line in made} == {(NAMESPACE, NAME)}
+    assert [(line["stage"], line["attempt"]) for line in made if line["kind"] == "jobs"] == [("prepare", "1")]
     assert all("spec" not in json.dumps(line) for line in made)

@@ -34,11 +34,13 @@ class Scene:
         self.looked = []
         self.urgent = []
         self.existing = []
+        self.resting = ()
+        self.asked = 0
         self.failure = None
         self.after = None
         self.refusal = None
         self.metrics = Metrics()
-        self.shell = Shell(self.look, self.list_runs, self.metrics, rhythm, lambda: self.now)
+        self.shell = Shell(self.look, self.list_runs, self.at_rest, self.metrics, rhythm, lambda: self.now)
 
     @property
     def queue(self):
@@ -56,6 +58,10 @@ class Scene:
             raise self.refusal
         for one in self.existing:
             yield one
+
+    async def at_rest(self):
+        self.asked += 1
+        return lambda one: one["metadata"]["name"] in self.resting
 
     def resync(self):
         asyncio.run(self.shell.resync())
@@ -142,7 +148,7 @@ def test_a_deleted_run_leaves_no_backoff_and_no_series(scene):
     assert scene.queue.failures(A) == 1
     scene.shell.saw_run("DELETED", run())
     assert scene.queue.failures(A) == 0
-    assert scene.value("drafttraining_info", namespace="team", name="a", mode="Online", backend="Job") is None
+    assert scene.metrics.runs == {}
     scene.now += 400
     assert scene.work() == []
 
@@ -204,6 +210,16 @@ def test_the_first_resync_looks_at_all_and_later_ones_at_what_goes_on():
     scene.now += 1
     scene.resync()
     assert scene.work() == [A, B, C]
+
+
+def test_ended_runs_at_rest_are_left_alone_and_asked_about_once():
+    scene = Scene(Rhythm(60, 600))
+    scene.existing = [run(A), run(B, condition="Complete"), run(C, condition="Failed")]
+    scene.resting = ("a", "b")
+    scene.resync()
+    assert (scene.work(), scene.asked) == ([A, C], 1)
+    scene.resync()
+    assert scene.asked == 1
 
 
 def test_a_spec_that_no_event_told_of_goes_first(scene):
