@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 
 import pytest
 from live import SLOW, ends_well, play
+from rights import CLUSTER, WATCHED, triples
 from world import GATED, NAMESPACE, OFFLINE, is_live, spec, well
 
 from draftyard_api.names import LABEL_STAGE, Stage
@@ -14,22 +14,8 @@ from draftyard_api.status import Phase
 from draftyard_operator.testing.kinds import CLAIM, CONFIG_MAP
 from draftyard_operator.testing.pods import Runs
 
-Triple = tuple[str, str, str]
-
-WORKLOAD = ("get", "list", "watch", "create", "patch", "delete")
-GRANTED = {
-    ("draftyard.dev", "drafttrainings"): ("get", "list", "watch"),
-    ("draftyard.dev", "drafttrainings/status"): ("get", "patch"),
-    ("draftyard.dev", "drafttrainings/finalizers"): ("update",),
-    ("batch", "jobs"): WORKLOAD,
-    ("kubeflow.org", "pytorchjobs"): WORKLOAD,
-    ("", "configmaps"): ("get", "create"),
-    ("", "persistentvolumeclaims"): ("get", "list", "create", "patch"),
-    ("", "pods"): ("get", "list"),
-    ("", "events"): ("create", "patch"),
-    ("apiextensions.k8s.io", "customresourcedefinitions"): ("list", "watch"),
-}
-"""What a Role grants, by group and resource; optional rights are left out."""
+GRANTED = triples(WATCHED + CLUSTER)
+"""What the chart grants; optional rights are left out."""
 NEVER_ASKED = {
     ("draftyard.dev", "drafttrainings/finalizers", "update"): "checked by the server where owner references are made",
     ("draftyard.dev", "drafttrainings/status", "get"): "for people who impersonate the operator",
@@ -41,10 +27,6 @@ NEVER_ASKED = {
     ("kubeflow.org", "pytorchjobs", "patch"): "only the parallelism of a Job is changed",
 }
 """Rights that these stories do not need, and why they are granted."""
-
-
-def triples(table: dict[tuple[str, str], Iterable[str]]) -> set[Triple]:
-    return {(group, resource, verb) for (group, resource), verbs in table.items() for verb in verbs}
 
 
 def pods(scene, stage=None):
@@ -81,7 +63,7 @@ def test_online_and_offline_go_to_the_end_with_the_rights_of_the_table(tmp_path)
             assert all(name.endswith("-a1") for name in scene.children())
             scene.fake.edit_run(NAMESPACE, "offline", {"cleanup": {"ttlSecondsAfterFinished": 0}})
             await scene.until(lambda: not [name for name in scene.children() if name.startswith("offline")])
-        assert scene.calls() - triples(GRANTED) == set()
+        assert scene.calls() - GRANTED == set()
 
     play(story, tmp_path, pytorch_jobs=True)
 
@@ -102,8 +84,8 @@ def test_the_table_grants_nothing_that_nobody_needs(tmp_path):
             await scene.until(lambda: scene.status("online").phase is Phase.SUSPENDED)
             await scene.until(lambda: scene.status("offline").phase is Phase.SUSPENDED)
         asked = scene.calls()
-        assert asked - triples(GRANTED) == set()
-        assert triples(GRANTED) - asked == set(NEVER_ASKED)
+        assert asked - GRANTED == set()
+        assert GRANTED - asked == set(NEVER_ASKED)
 
     play(story, tmp_path, pytorch_jobs=True)
 
