@@ -36,8 +36,6 @@ CARRY_OVER = frozenset({"cycler", "joiner", "lipsum"})
 LAZY = frozenset(
     {"batch", "items", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "unique"}
 )
-    {"batch", "items", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "unique"}
-)
 """Filters that read their input when their output is read, which may be in a later iteration."""
 EAGER = frozenset({"first", "join", "last", "length", "list", "sort", "sum", "tojson"})
 """Filters that read all of their input at once."""
