@@ -21,14 +21,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import nodes
-from jinja2.runtime import LoopContext
+from jinja2 import nodes, pass_context
+from jinja2.runtime import Context, LoopContext
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 Messages = Sequence[dict[str, Any]]
 
 ENTER, LEAVE, PROMPT, END_PROMPT = (f"draftyard_{name}" for name in ("enter", "leave", "prompt", "end_prompt"))
-"""Functions that a changed template calls: around each iteration, and around what only a generation prompt writes."""
+"""Filters that a changed template asks: around each iteration, and around what only a generation prompt writes.
+
+Filters, since those are called directly; a function goes through the sandbox, which takes longer than all else here.
+"""
 GENERATION = "add_generation_prompt"
 
 CARRY_OVER = frozenset({"cycler", "joiner", "lipsum"})
@@ -156,6 +159,7 @@ class CompiledTemplate:
     def __init__(self, source: str) -> None:
         environment = _compile_jinja_template(source).environment.overlay()
         environment.getattr = quick_getattr(environment)
+        environment.filters = {**environment.filters, **self._marks()}
         self._watch = Watch()
         self._namespace = self._telling(environment.globals["namespace"])
         plain = environment.parse(source)
@@ -166,6 +170,24 @@ class CompiledTemplate:
         if self._can_trace:
             tree.body = mark_iterations(tree.body)
             self._traced = environment.from_string(tree, {"namespace": self._namespace})
+
+    def _marks(self) -> dict[str, Any]:
+        """The filters that tell the rendering at hand where it is."""
+
+        # with a context they are not taken for constants
+        @pass_context
+        def enter(_context: Context, _value: object) -> None:
+            self._watch.enter()
+
+        @pass_context
+        def leave(_context: Context, _value: object) -> None:
+            self._watch.leave()
+
+        @pass_context
+        def mark_prompt(_context: Context, _value: object) -> None:
+            self._watch.mark_prompt()
+
+        return {ENTER: enter, LEAVE: leave, PROMPT: mark_prompt, END_PROMPT: mark_prompt}
 
     def _telling(self, namespace: type) -> type:
         """A kind of namespace that tells when it is changed."""
@@ -179,12 +201,12 @@ class CompiledTemplate:
         return TellingNamespace
 
     def _run(self, template: Any, messages: Messages, variables: Mapping[str, Any]) -> Watch:
-        watch = self._watch
-        marks = {ENTER: watch.enter, LEAVE: watch.leave, PROMPT: watch.mark_prompt, END_PROMPT: watch.mark_prompt}
-        given = {"messages": messages, "tools": None, "documents": None, GENERATION: False, **variables, **marks}
+        given = {"messages": messages, "tools": None, "documents": None, GENERATION: False, **variables}
+        pieces = self._watch.pieces
         for piece in template.root_render_func(template.new_context(given)):
-            watch.pieces.append(piece)
-        return watch
+            # one at a time: marks look at how many there are already
+            pieces.append(piece)
+        return self._watch
 
     def render(self, messages: Messages, variables: Mapping[str, Any]) -> str:
         """The text of a conversation without tools."""
@@ -243,9 +265,9 @@ def replacements(one: Traced, other: Traced, answers: Sequence[int]) -> Iterator
 # -- Templates as trees ---------------------------------------------------------------------------------
 
 
-def call(name: str) -> nodes.ExprStmt:
-    """A statement that calls one of our functions."""
-    return nodes.ExprStmt(nodes.Call(nodes.Name(name, "load"), [], [], None, None))
+def mark(name: str) -> nodes.ExprStmt:
+    """A statement that writes nothing and asks one of our filters."""
+    return nodes.ExprStmt(nodes.Filter(nodes.Const(None), name, [], [], None, None))
 
 
 def mark_iterations(body: list[nodes.Node]) -> list[nodes.Node]:
@@ -254,8 +276,8 @@ def mark_iterations(body: list[nodes.Node]) -> list[nodes.Node]:
     for node in body:
         marked.append(node)
         if isinstance(node, nodes.For) and is_plain_loop(node):
-            node.body.insert(0, call(ENTER))
-            marked.append(call(LEAVE))
+            node.body.insert(0, mark(ENTER))
+            marked.append(mark(LEAVE))
         elif isinstance(node, nodes.If):
             for branch in (node, *node.elif_):
                 branch.body = mark_iterations(branch.body)
@@ -294,13 +316,15 @@ def mark_prompts(tree: nodes.Template) -> bool:
     known = 0
     for node in list(tree.find_all(nodes.If)):
         if is_prompt(node):
-            node.body = [call(PROMPT), *node.body, call(END_PROMPT)]
+            node.body = [mark(PROMPT), *node.body, mark(END_PROMPT)]
             known += 1
         elif never_happens(node):
             known += sum(name.name == GENERATION for name in node.find_all(nodes.Name))
     mentions = sum(name.name == GENERATION for name in tree.find_all(nodes.Name))
     buffers = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock)
-    is_buffered = any(name.name == PROMPT for buffer in tree.find_all(buffers) for name in buffer.find_all(nodes.Name))
+    is_buffered = any(
+        each.name == PROMPT for buffer in tree.find_all(buffers) for each in buffer.find_all(nodes.Filter)
+    )
     return mentions == known and not is_buffered
 
 
