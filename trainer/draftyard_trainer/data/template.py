@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,10 @@ OWN_ARGUMENTS = frozenset({*inspect.signature(PreTrainedTokenizerBase.apply_chat
 """Template arguments by these names are taken for arguments of the renderer."""
 PRIVATE_USE = range(0xE000, 0xF8FE)
 """Characters that no text means anything by: three of them stand for an answer that is looked for."""
+
+
+RESULT = "\uf8fe\uf8ff"
+"""Stands for what a tool answered."""
 
 
 class MaskSource(StrEnum):
@@ -208,8 +213,30 @@ class ChatTemplate:
             except RenderError:
                 found.append((turn, None))
                 continue
-            found.append((turn, changed(text, Replaced(0, len(text), other), sentinel)))
+            change = changed(text, Replaced(0, len(text), other), sentinel)
+            found.append((turn, None if self._holds_results(conversation, turn) else change))
         return text, found
+
+    def _holds_results(self, conversation: Conversation, turn: int) -> bool:
+        """Whether what tools answered lies in what changes with the calls: then that is not the answer alone.
+
+        Gemma 4 writes results into the turn that asked for them.
+        """
+        messages = list(conversation.messages)
+        behind = itertools.takewhile(lambda place: messages[place].role == "tool", range(turn + 1, len(messages)))
+        results = list(behind) if messages[turn].tool_calls else []
+        if not results:
+            return False
+        for place in results:
+            messages[place] = replace(messages[place], content=RESULT)
+        marked = replace(conversation, messages=tuple(messages))
+        try:
+            text = self._text(marked)
+            sentinel = unused_sentinel(text)
+            span = changed(text, Replaced(0, len(text), self._text(answered(marked, (turn,), sentinel))), sentinel)
+        except RenderError:
+            return True
+        return span is None or RESULT in text[span.start : span.end]
 
     def _changes_at_once(self, conversation: Conversation, turns: Sequence[int]) -> Changes | None:
         """The same from one rendering with all answers replaced; None where it is not sure to be the same.
