@@ -338,10 +338,15 @@ def bars(found: dict[str, Any]) -> list[Bar]:
         Bar("estimate/none", abs(found["estimated_bytes"]["none"] / found["stored_bytes"]["none"] - 1), "<=", 0.02),
         *(Bar(f"estimate/{each}-over-real", codec[each]["estimated"] / codec[each]["real"], ">=", 1) for each in lossy),
         Bar("estimate/after-first-part", abs(first["estimated"] / first["real"] - 1), "<=", 0.03),
-        Bar("tokenise/share-of-bare", rates["prepare"] / rates["bare"], ">=", 0.7),
+        tokens_bar(rates),
         Bar("memory/prepare-100k-over-1k", peaks[-1] / peaks[0], "<=", 1.1),
         Bar("acceptance/balanced-against-none", abs(balanced / none - 1), "<=", 0.01),
     ]  # fmt: skip
+
+
+def tokens_bar(rates: dict[str, float]) -> Bar:
+    """Of `prepare` beside the bare tokenizer."""
+    return Bar("tokenise/share-of-bare", rates["prepare"] / rates["bare"], ">=", 0.7)
 
 
 def table(found: dict[str, Any]) -> list[str]:
@@ -379,7 +384,12 @@ def main() -> None:
     parser.add_argument("--example", type=Path, default=Path("examples/smollm2-demo.yaml"))
     parser.add_argument("--model", type=Path, default=Path("build/fixtures/smollm2-135m-instruct"))
     parser.add_argument("--workspace", type=Path, default=Path("build/bench/data"))
+    parser.add_argument("--only", choices=["tokens"], help="measure a part; neither JSON nor page is written")
     options = parser.parse_args()
+    if options.only:
+        rates = tokenising(Path("build/fixtures/sharegpt.json"))
+        print(json.dumps(rates), tokens_bar(rates), sep="\n")
+        return
     found = measure(options.example, options.model.resolve(), options.workspace.resolve())
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1))

@@ -158,10 +158,10 @@ def test_long_documents_are_cut_and_keep_their_masks(world: World) -> None:
     template = ChatTemplate(world.tokenizer, {})
     conversation = read_row(row)
     assert isinstance(conversation, Conversation)
-    rules = TokenRules(world.rules.stop_ids, 64)
+    rules = TokenRules(world.rules.stop_ids, 200)
     (document,) = tokenise(world.tokenizer.backend_tokenizer, [template.render(conversation)], rules)
     assert document.was_truncated
-    assert len(document.tokens) == 64
+    assert len(document.tokens) == 200
     assert world.supervised(document)[0].removeprefix(EMPTY_THINKING).startswith("word word")
 
 

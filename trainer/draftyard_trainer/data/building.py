@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -86,6 +86,8 @@ def render_rows(rows: Iterable[object], recipe: Recipe, tally: Tally) -> Iterato
         read = row.reason if isinstance(row, BadRow) else read_row(row)
         if isinstance(read, SkipReason):
             tally.skip(read)
+            if isinstance(row, Mapping):
+                tally.columns = tally.columns or tuple(sorted(map(str, row)))
             continue
         try:
             texts = render(read, recipe)
