@@ -195,7 +195,7 @@ def test_a_broken_folder_is_noticed(store: LocalStore, tmp_path: Path, name: str
 def test_a_folder_of_another_version_is_not_read(store: LocalStore, tmp_path: Path) -> None:
     write(store, [(FIRST, False)])
     manifest = tmp_path / FOLDER / MANIFEST
-    manifest.write_text(manifest.read_text().replace('"formatVersion":1', '"formatVersion":2'))
+    manifest.write_text(manifest.read_text().replace('"formatVersion":2', '"formatVersion":1'))
     with pytest.raises(Failure) as caught:
         PreparedDataset.open(store, "one")
     assert caught.value.code is ExitCode.STALE_INPUT
