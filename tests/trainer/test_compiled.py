@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,8 @@ from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
 from reference_spans import reference_spans
 from transformers import PreTrainedTokenizerBase
 
-from draftyard_trainer.data.compiled import CompiledTemplate, Replaced, Traced, replacements
+from draftyard_trainer.data import compiled
+from draftyard_trainer.data.compiled import CompiledTemplate, Replaced, Traced, compile_template, replacements
 from draftyard_trainer.data.conversation import Conversation, Message
 from draftyard_trainer.data.template import (
     RENDER_ERRORS,
@@ -80,6 +83,12 @@ TOGETHER = {
     "only some, by a filter under a name": "{% set some = messages | rejectattr('content', 'equalto', 'a') %}"
     "{% for message in some %}" + SAY + "{% endfor %}",
     "what changes": LOOP + SAY + "{% if loop.changed('a' in message.content) %}C{% endif %}{% endfor %}",
+    "what changes, by its name as text": LOOP
+    + SAY
+    + "{% if loop['changed']('a' in message.content) %}C{% endif %}{% endfor %}",
+    "what changes, by a filter": LOOP
+    + SAY
+    + "{% if (loop | attr('changed'))('a' in message.content) %}C{% endif %}{% endfor %}",
     "joins": "{% set comma = joiner(',') %}" + LOOP + SAY + "{% if 'a' in message.content %}{{ comma() }}{% endif %}"
     "{% endfor %}",
     "a loop in a macro": "{% macro all() %}" + LOOP + SAY + "{% endfor %}{% endmacro %}{{ all() }}" + PROMPT,
@@ -122,8 +131,14 @@ def conversation(*answers: str, system: str | None = None) -> Conversation:
     return Conversation("one", tuple(messages))
 
 
+def compile_source(source: str) -> CompiledTemplate:
+    found = compile_template(source)
+    assert found is not None
+    return found
+
+
 def trace(source: str, said: Conversation) -> Traced | None:
-    return CompiledTemplate(source).trace(messages_of(said), said.assistant_turns(), {})
+    return compile_source(source).trace(messages_of(said), said.assistant_turns(), {})
 
 
 def agree(tokenizer: PreTrainedTokenizerBase, source: str, said: Conversation) -> None:
@@ -215,8 +230,8 @@ def test_spans_of_made_up_templates(
 def test_the_length_without_a_prompt(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     source = {**PROMPTS, **PROMPTS_UNKNOWN}[name]
     messages = messages_of(conversation("a", "b"))
-    text, shortest = CompiledTemplate(source).render_prompt(messages, {"thinks": True})
-    known = {"chat_template": source, "tokenize": False, "thinks": True}
+    text, shortest = compile_source(source).render_prompt(messages, {"thinks": True})
+    known: dict[str, Any] = {"chat_template": source, "tokenize": False, "thinks": True}
     assert text == tokenizer.apply_chat_template(messages, add_generation_prompt=True, **known)
     if name in PROMPTS_UNKNOWN:
         assert shortest is None
@@ -241,8 +256,8 @@ def test_the_length_without_a_prompt(tokenizer: PreTrainedTokenizerBase, name: s
 def test_the_sandbox_holds(source: str, error: type[Exception]) -> None:
     said = conversation("a")
     for run in (
-        lambda: CompiledTemplate(source).render(messages_of(said), {}),
-        lambda: CompiledTemplate(source).trace(messages_of(said), [1], {}),
+        lambda: compile_source(source).render(messages_of(said), {}),
+        lambda: compile_source(source).trace(messages_of(said), [1], {}),
     ):
         with pytest.raises(error):
             run()
@@ -250,16 +265,32 @@ def test_the_sandbox_holds(source: str, error: type[Exception]) -> None:
 
 def test_arguments_and_names_reach_the_template() -> None:
     source = "{{ bos_token }}{{ style }}{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}"
-    assert CompiledTemplate(source).render([], {"bos_token": "<s>", "style": "x"}) == "<s>xTrueTrueFalse"
+    assert compile_source(source).render([], {"bos_token": "<s>", "style": "x"}) == "<s>xTrueTrueFalse"
 
 
 def test_a_missing_key_is_undefined_as_ever() -> None:
     source = LOOP + "{{ message.nothing is defined }}{{ message.items is defined }}{{ message.nothing }}{% endfor %}"
     said = conversation("a")
-    assert CompiledTemplate(source).render(messages_of(said), {}) == "FalseTrue" * 2
+    assert compile_source(source).render(messages_of(said), {}) == "FalseTrue" * 2
     found = trace(source, said)
     assert found is not None
     assert found.text == "FalseTrue" * 2
+
+
+def test_without_the_library_s_compiler_answers_are_found_the_slow_way(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = conversation("a", "b", system="s")
+    tokenizer.chat_template = CHATML
+    quick = ChatTemplate(tokenizer, {}).render(said)
+    compile_template.cache_clear()
+    monkeypatch.setattr(compiled, "LIBRARY_COMPILER", "compiler of another version")
+    try:
+        assert compile_template(CHATML) is None
+        assert ChatTemplate(tokenizer, {}).render(said) == quick
+    finally:
+        compile_template.cache_clear()
+    assert [quick.text[span.start : span.end] for span in quick.spans] == ["a", "b"]
 
 
 # -- Another answer in a text ---------------------------------------------------------------------------

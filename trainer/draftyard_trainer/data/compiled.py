@@ -21,114 +21,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import nodes, pass_context
+from jinja2 import Environment, pass_context
 from jinja2.runtime import Context, LoopContext
-from transformers.utils.chat_template_utils import _compile_jinja_template
+from transformers.utils import chat_template_utils
 
-Messages = Sequence[dict[str, Any]]
-
-ENTER, LEAVE, PROMPT, END_PROMPT = (f"draftyard_{name}" for name in ("enter", "leave", "prompt", "end_prompt"))
-"""Filters that a changed template asks: around each iteration, and around what only a generation prompt writes.
-
-Filters, since those are called directly; a function goes through the sandbox, which takes longer than all else here.
-"""
-GENERATION = "add_generation_prompt"
-
-CARRY_OVER = frozenset({"cycler", "joiner", "lipsum"})
-"""Functions of Jinja whose results remember their last call."""
-LAZY = frozenset(
-    {"batch", "items", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "unique"}
+from draftyard_trainer.data.template_tree import (
+    END_PROMPT,
+    ENTER,
+    GENERATION,
+    LEAVE,
+    PROMPT,
+    carries_nothing_over,
+    mark_iterations,
+    mark_prompts,
 )
-"""Filters that read their input when their output is read, which may be in a later iteration."""
-EAGER = frozenset({"first", "join", "last", "length", "list", "sort", "sum", "tojson"})
-"""Filters that read all of their input at once."""
+from draftyard_trainer.data.watch import Watch, WatchedMessage
+
+LIBRARY_COMPILER = "_compile_jinja_template"
+"""What transformers compiles chat templates with. It is private: another version may lack it."""
+Messages = Sequence[dict[str, Any]]
 
 DICT_ATTRIBUTES = frozenset(dir(dict))
 STR_METHODS = frozenset(name for name in dir(str) if not name.startswith(("_", "format")))
 LOOP_COUNTS = frozenset({"first", "index", "index0", "last", "length", "revindex", "revindex0"})
-
-
-class Watch:
-    """What one rendering did: its text in pieces, cut into parts, each with the one answer that was read in it."""
-
-    def __init__(self) -> None:
-        self.pieces: list[str] = []
-        self.starts = [0]
-        """The first piece of each part: what stands between loops, and each iteration."""
-        self.readers: list[int | None] = [None]
-        self.is_apart = True
-        """Whether every answer keeps to its own parts."""
-        self.prompt_pieces: list[int] = []
-        """Where what only a generation prompt writes begins and ends, in turns."""
-        self._in_loop = False
-
-    def enter(self) -> None:
-        """An iteration begins."""
-        self._part(in_loop=True)
-
-    def leave(self) -> None:
-        """A loop is over."""
-        self._part(in_loop=False)
-
-    def _part(self, in_loop: bool) -> None:
-        self.starts.append(len(self.pieces))
-        self.readers.append(None)
-        self._in_loop = in_loop
-
-    def mark_prompt(self) -> None:
-        """A part that only a generation prompt writes begins or ends."""
-        self.prompt_pieces.append(len(self.pieces))
-
-    def read(self, message: int) -> None:
-        """Something of a watched message was read."""
-        reader = self.readers[-1]
-        if not self._in_loop or reader not in (None, message):
-            self.is_apart = False
-        self.readers[-1] = message
-
-    def wrote(self) -> None:
-        """Something that outlives the iteration was changed."""
-        self.is_apart = self.is_apart and self.readers[-1] is None
-
-
-class WatchedMessage(dict[str, Any]):
-    """A message that tells when anything but its role is read. Every way of reading a dict is here."""
-
-    __slots__ = ("_place", "_watch")
-
-    def __init__(self, message: Mapping[str, Any], place: int, watch: Watch) -> None:
-        super().__init__(message)
-        self._place, self._watch = place, watch
-
-    def __getitem__(self, key: str) -> Any:
-        if key != "role":
-            self._watch.read(self._place)
-        return super().__getitem__(key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """As of a dict."""
-        if key != "role":
-            self._watch.read(self._place)
-        return super().get(key, default)
-
-
-def watched(name: str) -> Any:
-    """The method of dict by that name, which tells first that the message is read."""
-    method = builtins.getattr(dict, name)
-
-    @functools.wraps(method)
-    def read(self: WatchedMessage, *args: Any, **kwargs: Any) -> Any:
-        self._watch.read(self._place)
-        return method(self, *args, **kwargs)
-
-    return read
-
-
-for _name in (
-    "__contains__", "__eq__", "__ge__", "__gt__", "__iter__", "__le__", "__len__", "__lt__", "__ne__", "__or__",
-    "__repr__", "__reversed__", "__ror__", "copy", "items", "keys", "values",
-):  # fmt: skip
-    setattr(WatchedMessage, _name, watched(_name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,9 +71,8 @@ class Replaced:
 class CompiledTemplate:
     """A chat template ready to render. Raises what Jinja does, when it is made and when it renders."""
 
-    def __init__(self, source: str) -> None:
-        environment = _compile_jinja_template(source).environment.overlay()
-        environment.getattr = quick_getattr(environment)
+    def __init__(self, source: str, environment: Environment) -> None:
+        environment.getattr = quick_getattr(environment)  # type: ignore[method-assign]
         environment.filters = {**environment.filters, **self._marks()}
         self._watch = Watch()
         self._namespace = self._telling(environment.globals["namespace"])
@@ -189,7 +103,7 @@ class CompiledTemplate:
 
         return {ENTER: enter, LEAVE: leave, PROMPT: mark_prompt, END_PROMPT: mark_prompt}
 
-    def _telling(self, namespace: type) -> type:
+    def _telling(self, namespace: Any) -> type:
         """A kind of namespace that tells when it is changed."""
         template = self
 
@@ -241,9 +155,22 @@ class CompiledTemplate:
 
 
 @functools.lru_cache(maxsize=16)
-def compile_template(source: str) -> CompiledTemplate:
-    """The template of a source, made once. Raises TemplateError."""
-    return CompiledTemplate(source)
+def compile_template(source: str) -> CompiledTemplate | None:
+    """The template of a source, made once; None where this version of the library renders only itself.
+
+    Raises TemplateError.
+    """
+    environment = library_environment(source)
+    return None if environment is None else CompiledTemplate(source, environment)
+
+
+def library_environment(source: str) -> Environment | None:
+    """A copy of the sandbox that the library renders a template in; None where there is no way to it.
+
+    Its own, not one like it: filters, functions and what is forbidden are a server's. Raises TemplateError.
+    """
+    compiler = getattr(chat_template_utils, LIBRARY_COMPILER, None)
+    return None if compiler is None else compiler(source).environment.overlay()
 
 
 def replacements(one: Traced, other: Traced, answers: Sequence[int]) -> Iterator[Replaced | None]:
@@ -260,102 +187,6 @@ def replacements(one: Traced, other: Traced, answers: Sequence[int]) -> Iterator
         middle = range(owned[0], owned[-1] + 1)
         text = "".join((other if one.readers[place] == answer else one).part(place) for place in middle)
         yield Replaced(one.borders[owned[0]], one.borders[owned[-1] + 1], text)
-
-
-# -- Templates as trees ---------------------------------------------------------------------------------
-
-
-def mark(name: str) -> nodes.ExprStmt:
-    """A statement that writes nothing and asks one of our filters."""
-    return nodes.ExprStmt(nodes.Filter(nodes.Const(None), name, [], [], None, None))
-
-
-def mark_iterations(body: list[nodes.Node]) -> list[nodes.Node]:
-    """Tell where each iteration of each outermost loop begins, and where the loop ends."""
-    marked: list[nodes.Node] = []
-    for node in body:
-        marked.append(node)
-        if isinstance(node, nodes.For) and is_plain_loop(node):
-            node.body.insert(0, mark(ENTER))
-            marked.append(mark(LEAVE))
-        elif isinstance(node, nodes.If):
-            for branch in (node, *node.elif_):
-                branch.body = mark_iterations(branch.body)
-            node.else_ = mark_iterations(node.else_)
-    return marked
-
-
-def is_plain_loop(node: nodes.For) -> bool:
-    """Whether nothing is read between its iterations."""
-    return node.test is None and not node.recursive and node.iter.find((nodes.Filter, nodes.Call)) is None
-
-
-def carries_nothing_over(tree: nodes.Template) -> bool:
-    """Whether an iteration can reach later ones through namespaces alone, which are watched."""
-    names = {node.name for node in tree.find_all(nodes.Name)}
-    stateful = bool(names & CARRY_OVER) or any(node.attr == "changed" for node in tree.find_all(nodes.Getattr))
-    return not (stateful or tree.find((nodes.Break, nodes.Block, nodes.Include)) or has_lazy_filter(tree))
-
-
-def has_lazy_filter(node: nodes.Node, is_read: bool = False) -> bool:
-    """Whether a filter's output may be read later than where it stands; `is_read`: what it stands in reads it all."""
-    name = node.name if isinstance(node, nodes.Filter) else None
-    if name == "random" or (name in LAZY and not is_read):
-        return True
-    # a chain of lazy filters is read when its outermost one is
-    reads = name in EAGER or (name in LAZY and is_read)
-    inner = node.node if isinstance(node, nodes.Filter) else None
-    return any(has_lazy_filter(child, reads and child is inner) for child in node.iter_child_nodes())
-
-
-def mark_prompts(tree: nodes.Template) -> bool:
-    """Mark what only a generation prompt writes. Whether all else is the same without one.
-
-    It is where the argument is but asked for in `if` statements without another branch, that set nothing.
-    """
-    known = 0
-    for node in list(tree.find_all(nodes.If)):
-        if is_prompt(node):
-            node.body = [mark(PROMPT), *node.body, mark(END_PROMPT)]
-            known += 1
-        elif never_happens(node):
-            known += sum(name.name == GENERATION for name in node.find_all(nodes.Name))
-    mentions = sum(name.name == GENERATION for name in tree.find_all(nodes.Name))
-    buffers = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock)
-    is_buffered = any(
-        each.name == PROMPT for buffer in tree.find_all(buffers) for each in buffer.find_all(nodes.Filter)
-    )
-    return mentions == known and not is_buffered
-
-
-def is_prompt(node: nodes.If) -> bool:
-    """Whether an `if` writes something with a generation prompt, and does nothing without one."""
-    changes = (nodes.Assign, nodes.AssignBlock, nodes.Break, nodes.Continue)
-    return (
-        requires_prompt(node.test)
-        and not (node.elif_ or node.else_)
-        and not any(statement.find(changes) or isinstance(statement, changes) for statement in node.body)
-    )
-
-
-def requires_prompt(test: nodes.Node) -> bool:
-    """Whether a condition is `add_generation_prompt`, alone or with others that must hold too."""
-    if isinstance(test, nodes.And):
-        return requires_prompt(test.left) or requires_prompt(test.right)
-    return isinstance(test, nodes.Name) and test.name == GENERATION
-
-
-def never_happens(node: nodes.If) -> bool:
-    """Whether an `if` is for callers that leave the argument out; nobody here does."""
-    test = node.test.node if isinstance(node.test, nodes.Not) else node.test
-    wanted = "defined" if isinstance(node.test, nodes.Not) else "undefined"
-    return (
-        isinstance(test, nodes.Test)
-        and test.name == wanted
-        and isinstance(test.node, nodes.Name)
-        and test.node.name == GENERATION
-        and not (node.elif_ or node.else_)
-    )
 
 
 def quick_getattr(environment: Any) -> Any:
