@@ -63,6 +63,7 @@ def write(store: LocalStore, documents: Sequence[tuple[Tokenised, bool]]) -> Pre
             vocab_coverage=1.0,
             vocab_filled=vocabulary.num_filled,
             tokens_sha256=writer.tokens_sha256(),
+            files_sha256=writer.files_sha256(),
             vocabulary_sha256=writer.write_vocabulary(vocabulary),
             bytes=0,
         )
@@ -163,6 +164,20 @@ def test_the_hash_covers_tokens_spans_and_split(store: LocalStore, other: list[t
     assert write(store, documents).tokens_sha256() == first
     assert PreparedDataset.open(store, "one").tokens_sha256() == first
     assert write(store, other).tokens_sha256() != first
+
+
+@pytest.mark.parametrize("name", [TOKENS, SPANS, INDEX, VOCABULARY])
+def test_every_flipped_byte_is_found(store: LocalStore, tmp_path: Path, name: str) -> None:
+    write(store, [(FIRST, False), (SECOND, True), (THIRD, False)])
+    path = tmp_path / FOLDER / name
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(Failure, match=f"{name} is not what the manifest names") as caught:
+            PreparedDataset.open_checked(store, "one")
+        assert caught.value.code is ExitCode.STALE_INPUT
+    path.write_bytes(whole)
+    assert len(PreparedDataset.open_checked(store, "one")) == 3
 
 
 def test_what_is_on_disk_is_hashed_again(store: LocalStore, tmp_path: Path) -> None:

@@ -99,6 +99,9 @@ def read_row(row: object) -> Conversation | SkipReason:
         return conversation_of(row)
     except UnusableRowError as error:
         return error.reason
+    # parsers take deeper values than Python can walk through
+    except RecursionError:
+        return SkipReason.MALFORMED
 
 
 def conversation_of(row: object) -> Conversation:

@@ -86,6 +86,8 @@ class PreparedManifest(Model):
     """Members that training documents never use."""
     tokens_sha256: Sha256
     """Hash of tokens, spans and split, document by document."""
+    files_sha256: dict[str, Sha256]
+    """Hash of each file that documents are read from, by its name."""
     vocabulary_sha256: Sha256
     """Hash of vocabulary.bin."""
     bytes: int

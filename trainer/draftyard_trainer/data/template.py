@@ -22,7 +22,9 @@ from draftyard_trainer.data.conversation import Conversation, Message
 
 # the same expression by which transformers looks for the tag
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-RENDER_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+RENDER_ERRORS = (
+    TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
 """What a chat template can end in: its own `raise_exception`, or Python's errors about values it did not expect."""
 
 OWN_ARGUMENTS = frozenset({*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"})
@@ -260,8 +262,10 @@ class ChatTemplate:
             return None
         if other is None or other.readers != whole.readers:
             return None
-        pairs = zip(turns, replacements(whole, other, turns), strict=True)
-        return whole.text, [(turn, change and changed(whole.text, change, sentinel)) for turn, change in pairs]
+        return whole.text, [
+            (turn, None if change is None else changed(whole.text, change, sentinel))
+            for turn, change in zip(turns, replacements(whole, other, turns), strict=True)
+        ]
 
     def _where_headers_agree(self, conversation: Conversation, turns: Sequence[int], text: str) -> Rendered:
         """Between known headers, as far as the answers are there: a template that shows none has headers too."""
