@@ -1,9 +1,10 @@
-"""Rows in, documents out: the stream from the source to the files, two batches in memory at a time."""
+"""Rows in, documents out: the stream from the source to the files, three batches in memory at most."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 from tokenizers import Encoding, Tokenizer
@@ -54,14 +55,16 @@ def build_documents(rows: Iterable[object], recipe: Recipe, writer: PreparedWrit
     """
     tally = Tally()
     # the tokenizer leaves Python alone while it works, so this batch is tokenised while the next one is rendered
-    for batch, encodings in ahead(batches(render_rows(rows, recipe, tally)), recipe.tokenizer):
-        write_batch(batch, encodings, recipe, writer, tally)
-        reporter.advance(batch[-1].row + 1 - reporter.progress.done)
+    # closed: an error here, too, waits for the thread
+    with closing(ahead(batches(render_rows(rows, recipe, tally)), recipe.tokenizer)) as ready:
+        for batch, encodings in ready:
+            write_batch(batch, encodings, recipe, writer, tally)
+            reporter.advance(batch[-1].row + 1 - reporter.progress.done)
     reporter.advance(tally.rows - reporter.progress.done)
     return tally
 
 
-def ahead(source: Iterable[Batch], tokenizer: Tokenizer) -> Iterator[tuple[Batch, list[Encoding]]]:
+def ahead(source: Iterable[Batch], tokenizer: Tokenizer) -> Generator[tuple[Batch, list[Encoding]], None, None]:
     """Yield each batch with its tokens, in order; one batch is taken from the source before its turn."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise") as thread:
         waiting: tuple[Batch, Future[list[Encoding]]] | None = None
