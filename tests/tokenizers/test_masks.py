@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import real
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from draftyard_trainer.data.conversation import Conversation, read_row
 from draftyard_trainer.data.template import ChatTemplate, MaskSource, RenderError
@@ -19,7 +20,15 @@ ENDS = {
     "llama3_1": "<|eot_id|>",
     "gemma3": "<end_of_turn>",
     "deepseek_v3": "<｜end▁of▁sentence｜>",
+    "gptoss": "<|return|>",
+    "qwen2": "<|im_end|>",
 }
+TEMPLATES = {"gptoss": "openai-gpt-oss-120b", "qwen2": "Qwen-Qwen2.5-7B-Instruct"}
+"""Of llama.cpp's collection, for tokenizers that come without one."""
+STOPS = {"gptoss": ("<|end|>",), "qwen2": ("<|im_end|>",)}
+"""What `data.stopTokens` must name: earlier turns of gpt-oss end otherwise, and a vocabulary alone names no eos."""
+LEADS = {"gptoss": "<|channel|>final<|message|>"}
+"""What the target generates before an answer."""
 EMPTY_THINKING = "<think>\n\n</think>\n\n"
 """What Qwen3's template puts before its last answer."""
 
@@ -61,7 +70,11 @@ class World:
 
     @property
     def rules(self) -> TokenRules:
-        return TokenRules(frozenset(stop_ids(real.fetch(self.name), {}, self.tokenizer, ())), 4096)
+        stops = stop_ids(Path(self.tokenizer.name_or_path), {}, self.tokenizer, STOPS.get(self.name, ()))
+        return TokenRules(frozenset(stops), 4096)
+
+    def end(self, is_last: bool = True) -> str:
+        return "<|end|>" if self.name == "gptoss" and not is_last else ENDS[self.name]
 
     def tokenise(self, row: dict[str, Any], split_turns: bool = False) -> list[Tokenised]:
         conversation = read_row(row)
@@ -74,15 +87,30 @@ class World:
 
     def supervised(self, document: Tokenised) -> list[str]:
         spans = document.spans.tolist()
-        return [str(self.tokenizer.decode(document.tokens[start : start + size].tolist())) for start, size in spans]
+        texts = [str(self.tokenizer.decode(document.tokens[start : start + size].tolist())) for start, size in spans]
+        lead = LEADS.get(self.name, "")
+        assert all(text.startswith(lead) for text in texts)
+        return [text.removeprefix(lead) for text in texts]
 
 
-@pytest.fixture(scope="module", params=real.NAMES)
-def world(request: pytest.FixtureRequest) -> World:
-    folder = real.FOLDER / f"{request.param}-{real.VERSION}"
-    if not folder.is_dir():
+def load(name: str, folder: Path) -> World:
+    """A tokenizer as a model's folder has it; `folder` is for those that have to be put together."""
+    collection = real.LLAMA_CPP.folder
+    source = collection if name == "qwen2" else real.FOLDER / f"{name}-{real.VERSION}"
+    if not (source.is_dir() and collection.is_dir()):
         pytest.skip("the tokenizers are not there: `make tokenizers` fetches them")
-    return World(request.param, load_tokenizer(folder, request.param, trust_remote_code=False))
+    if name not in TEMPLATES:
+        return World(name, load_tokenizer(source, name, trust_remote_code=False))
+    vocabulary = {"gguf_file": "ggml-vocab-qwen2.gguf"} if name == "qwen2" else {}
+    tokenizer = AutoTokenizer.from_pretrained(source, **vocabulary)
+    tokenizer.chat_template = (collection / f"{TEMPLATES[name]}.jinja").read_text()
+    tokenizer.save_pretrained(folder)
+    return World(name, load_tokenizer(folder, name, trust_remote_code=False))
+
+
+@pytest.fixture(scope="module", params=list(ENDS))
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return load(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.parametrize("case", list(CASES))
@@ -90,7 +118,7 @@ def test_what_the_assistant_said_is_supervised_with_its_end(world: World, case: 
     row, answers = CASES[case]
     (document,) = world.tokenise(row)
     found = [text.removeprefix(EMPTY_THINKING) for text in world.supervised(document)]
-    assert found == [answer + ENDS[world.name] for answer in answers]
+    assert found == [answer + world.end(place == len(answers)) for place, answer in enumerate(answers, start=1)]
     assert document.turns_without_stop == 0
 
 
@@ -100,8 +128,9 @@ def test_there_is_one_bos_at_most(world: World, case: str) -> None:
     (document,) = world.tokenise(CASES[case][0])
     bos = world.tokenizer.bos_token_id
     if bos is not None:
-        assert document.tokens.tolist().count(bos) == 1
-        assert document.tokens[0] == bos
+        writes_it = world.name not in TEMPLATES
+        assert document.tokens.tolist().count(bos) == writes_it
+        assert (document.tokens[0] == bos) == writes_it
 
 
 def test_each_turn_alone_is_what_was_generated(world: World) -> None:
@@ -129,10 +158,10 @@ def test_long_documents_are_cut_and_keep_their_masks(world: World) -> None:
     template = ChatTemplate(world.tokenizer, {})
     conversation = read_row(row)
     assert isinstance(conversation, Conversation)
-    rules = TokenRules(world.rules.stop_ids, 64)
+    rules = TokenRules(world.rules.stop_ids, 200)
     (document,) = tokenise(world.tokenizer.backend_tokenizer, [template.render(conversation)], rules)
     assert document.was_truncated
-    assert len(document.tokens) == 64
+    assert len(document.tokens) == 200
     assert world.supervised(document)[0].removeprefix(EMPTY_THINKING).startswith("word word")
 
 
@@ -140,11 +169,8 @@ def test_long_documents_are_cut_and_keep_their_masks(world: World) -> None:
 
 
 @pytest.fixture(scope="module")
-def qwen3() -> World:
-    folder = real.FOLDER / f"qwen3-{real.VERSION}"
-    if not folder.is_dir():
-        pytest.skip("the tokenizers are not there: `make tokenizers` fetches them")
-    return World("qwen3", load_tokenizer(folder, "qwen3", trust_remote_code=False))
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return load("qwen3", tmp_path_factory.mktemp("qwen3"))
 
 
 THOUGHT = {
@@ -186,11 +212,30 @@ def test_tools_and_their_results(qwen3: World) -> None:
     assert second.removeprefix(EMPTY_THINKING) == "It is 4.<|im_end|>"
 
 
-def test_a_template_that_refuses_a_conversation_says_why() -> None:
+def test_a_template_that_refuses_a_conversation_says_why(tmp_path: Path) -> None:
     """Gemma's wants turns that alternate."""
-    folder = real.FOLDER / f"gemma3-{real.VERSION}"
-    if not folder.is_dir():
-        pytest.skip("the tokenizers are not there: `make tokenizers` fetches them")
-    gemma = World("gemma3", load_tokenizer(folder, "gemma3", trust_remote_code=False))
     with pytest.raises(RenderError, match="alternate"):
-        gemma.tokenise(said(("user", "a"), ("user", "b"), ("assistant", "c")))
+        load("gemma3", tmp_path).tokenise(said(("user", "a"), ("user", "b"), ("assistant", "c")))
+
+
+def test_thoughts_of_gpt_oss_are_a_channel_of_their_own(tmp_path: Path) -> None:
+    gptoss = load("gptoss", tmp_path)
+    first, second = gptoss.tokenise(THOUGHT, split_turns=True)
+    for document, thought, answer in ((first, "Two and two.", "4."), (second, "I am.", "Yes.")):
+        spans = document.spans.tolist()
+        (text,) = (gptoss.tokenizer.decode(document.tokens[start : start + size].tolist()) for start, size in spans)
+        final = f"<|start|>assistant<|channel|>final<|message|>{answer}<|return|>"
+        assert text == f"<|channel|>analysis<|message|>{thought}<|end|>"
+        assert final in str(gptoss.tokenizer.decode(document.tokens.tolist())) + final
+
+
+def test_a_special_token_of_an_unknown_stop_is_told(tmp_path: Path) -> None:
+    """Without `data.stopTokens` the earlier turns of gpt-oss end with nothing that ends an answer: they are counted."""
+    gptoss = load("gptoss", tmp_path)
+    row = said(("user", "One"), ("assistant", "Two."), ("user", "Three"), ("assistant", "Four."))
+    conversation = read_row(row)
+    assert isinstance(conversation, Conversation)
+    rules = TokenRules(frozenset(stop_ids(tmp_path, {}, gptoss.tokenizer, ())), 4096)
+    rendered = ChatTemplate(gptoss.tokenizer, {}).render(conversation)
+    (document,) = tokenise(gptoss.tokenizer.backend_tokenizer, [rendered], rules)
+    assert document.turns_without_stop == 1

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftyard_trainer.data.conversation import (
+    ANSWERS,
+    QUESTIONS,
     ROLES,
     Conversation,
     SkipReason,
@@ -113,6 +115,45 @@ def test_speakers_of_all_data_sets_become_the_roles_of_templates(speaker: str, r
 )
 def test_order(said: str, kept: str) -> None:
     assert roles(read(sharegpt(*((speaker, "x") for speaker in said.split())))) == kept
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_row_with_a_question_and_an_answer(question: str, answer: str) -> None:
+    found = read({question: "Why?", answer: "So.", "id": "x", "score": 1})
+    assert [(said.role, said.content) for said in found.messages] == [("user", "Why?"), ("assistant", "So.")]
+    assert found.id == "x"
+
+
+def test_a_question_goes_on_and_a_system_prompt_comes_first() -> None:
+    found = read({"instruction": "Sort", "input": "3, 1", "output": "1, 3", "system": "Be brief."})
+    assert [said.content for said in found.messages] == ["Be brief.", "Sort\n\n3, 1", "1, 3"]
+    assert [said.content for said in read({"prompt": "a", "input": "", "answer": "b"}).messages] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        pytest.param({"prompt": "a"}, SkipReason.EMPTY, id="no answer"),
+        pytest.param({"output": "a"}, SkipReason.EMPTY, id="no question"),
+        pytest.param({"prompt": "a", "question": "b", "answer": "c"}, SkipReason.MALFORMED, id="two questions"),
+        pytest.param({"prompt": "a", "answer": "b", "output": "c"}, SkipReason.MALFORMED, id="two answers"),
+        pytest.param({"prompt": ["a"], "answer": "b"}, SkipReason.MALFORMED, id="a list"),
+        pytest.param({"prompt": "a", "input": 1, "answer": "b"}, SkipReason.MALFORMED, id="a number goes on"),
+        pytest.param({"prompt": "a", "answer": 7}, SkipReason.MALFORMED, id="a number answers"),
+    ],
+)
+def test_pairs_that_are_none(row: dict[str, Any], reason: SkipReason) -> None:
+    assert read_row(row) is reason
+
+
+def test_messages_win_over_pairs() -> None:
+    row = {
+        **openai({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
+        "prompt": "c",
+        "answer": "d",
+    }
+    assert read(row).messages[1].content == "b"
 
 
 def test_no_system_prompt_is_added() -> None:

@@ -63,6 +63,7 @@ def write(store: LocalStore, documents: Sequence[tuple[Tokenised, bool]]) -> Pre
             vocab_coverage=1.0,
             vocab_filled=vocabulary.num_filled,
             tokens_sha256=writer.tokens_sha256(),
+            files_sha256=writer.files_sha256(),
             vocabulary_sha256=writer.write_vocabulary(vocabulary),
             bytes=0,
         )
@@ -165,6 +166,20 @@ def test_the_hash_covers_tokens_spans_and_split(store: LocalStore, other: list[t
     assert write(store, other).tokens_sha256() != first
 
 
+@pytest.mark.parametrize("name", [TOKENS, SPANS, INDEX, VOCABULARY])
+def test_every_flipped_byte_is_found(store: LocalStore, tmp_path: Path, name: str) -> None:
+    write(store, [(FIRST, False), (SECOND, True), (THIRD, False)])
+    path = tmp_path / FOLDER / name
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(Failure, match=f"{name} is not what the manifest names") as caught:
+            PreparedDataset.open_checked(store, "one")
+        assert caught.value.code is ExitCode.STALE_INPUT
+    path.write_bytes(whole)
+    assert len(PreparedDataset.open_checked(store, "one")) == 3
+
+
 def test_what_is_on_disk_is_hashed_again(store: LocalStore, tmp_path: Path) -> None:
     write(store, [(FIRST, False)])
     tokens = tmp_path / FOLDER / TOKENS
@@ -195,7 +210,7 @@ def test_a_broken_folder_is_noticed(store: LocalStore, tmp_path: Path, name: str
 def test_a_folder_of_another_version_is_not_read(store: LocalStore, tmp_path: Path) -> None:
     write(store, [(FIRST, False)])
     manifest = tmp_path / FOLDER / MANIFEST
-    manifest.write_text(manifest.read_text().replace('"formatVersion":1', '"formatVersion":2'))
+    manifest.write_text(manifest.read_text().replace('"formatVersion":2', '"formatVersion":1'))
     with pytest.raises(Failure) as caught:
         PreparedDataset.open(store, "one")
     assert caught.value.code is ExitCode.STALE_INPUT

@@ -82,7 +82,7 @@ def read_evaluation(store: Store, task: EvaluateTask, exported: ExportedDraft) -
 
 def measure(store: Store, task: EvaluateTask, exported: ExportedDraft, reporter: Reporter) -> Evaluation:
     """Ask the target, let the draft propose, count."""
-    dataset = PreparedDataset.open(store, task.prepared)
+    dataset = PreparedDataset.open_checked(store, task.prepared)
     files = locate(task.target)
     settings = judged_as(task)
     max_positions = int(files.config.get("max_position_embeddings") or sys.maxsize)

@@ -114,7 +114,7 @@ def generate_in(
 def plan_work(store: Store, task: GenerateTask) -> Work:
     """Open what the task names. Raises Failure."""
     number = shard_number(task)
-    dataset = PreparedDataset.open(store, task.prepared)
+    dataset = PreparedDataset.open_checked(store, task.prepared)
     files = locate(task.target)
     key = states_key(task, files, dataset)
     shard = Shard(store, shard_path(key.name(), task.num_shards, number))

@@ -192,6 +192,7 @@ def build(store: Store, inputs: Inputs, reporter: Reporter) -> None:
             vocab_coverage=share,
             vocab_filled=vocabulary.num_filled,
             tokens_sha256=writer.tokens_sha256(),
+            files_sha256=writer.files_sha256(),
             vocabulary_sha256=writer.write_vocabulary(vocabulary),
             bytes=sum(path.stat().st_size for path in staged.iterdir()),
             warnings=warnings_about(vocabulary, share),

@@ -88,7 +88,7 @@ def train(task: TrainTask, reporter: Reporter) -> StageResult:
         message = f"draft.initFrom: given {task.draft.init_from}; this version starts from random weights: remove it"
         raise Failure(ExitCode.UNSUPPORTED, Reason.TARGET_UNSUPPORTED, message)
     with parallel.join() as world:
-        dataset = PreparedDataset.open(store, task.prepared)
+        dataset = PreparedDataset.open_checked(store, task.prepared)
         source = open_source(store, task, dataset, world.device)
         fence = Fence.take(store, task) if world.leads else None
         run = Run(task, store, fence, reporter, dataset, build_trainer(task, dataset, source, world))

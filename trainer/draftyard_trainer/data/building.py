@@ -1,11 +1,13 @@
-"""Rows in, documents out: the stream from the source to the files, a batch in memory at a time."""
+"""Rows in, documents out: the stream from the source to the files, three batches in memory at most."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
@@ -15,7 +17,7 @@ from draftyard_trainer.data.prepared import PreparedWriter
 from draftyard_trainer.data.split import is_held_out
 from draftyard_trainer.data.tally import Tally
 from draftyard_trainer.data.template import ChatTemplate, Rendered, RenderError
-from draftyard_trainer.data.tokens import TokenRules, tokenise
+from draftyard_trainer.data.tokens import TokenRules, encode, supervised
 from draftyard_trainer.reporting import Reporter
 
 BATCH_CHARACTERS = 1 << 20
@@ -42,6 +44,9 @@ class RenderedRow:
     texts: tuple[Rendered, ...]
 
 
+Batch = list[RenderedRow]
+
+
 def build_documents(rows: Iterable[object], recipe: Recipe, writer: PreparedWriter, reporter: Reporter) -> Tally:
     """Write every row's documents, and account for every row.
 
@@ -49,11 +54,32 @@ def build_documents(rows: Iterable[object], recipe: Recipe, writer: PreparedWrit
     target has not, INTERRUPTED when a stop was asked for.
     """
     tally = Tally()
-    for batch in batches(render_rows(rows, recipe, tally)):
-        write_batch(batch, recipe, writer, tally)
-        reporter.advance(tally.rows - reporter.progress.done)
+    # the tokenizer leaves Python alone while it works, so this batch is tokenised while the next one is rendered
+    # closed: an error here, too, waits for the thread
+    with closing(ahead(batches(render_rows(rows, recipe, tally)), recipe.tokenizer)) as ready:
+        for batch, encodings in ready:
+            write_batch(batch, encodings, recipe, writer, tally)
+            reporter.advance(batch[-1].row + 1 - reporter.progress.done)
     reporter.advance(tally.rows - reporter.progress.done)
     return tally
+
+
+def ahead(source: Iterable[Batch], tokenizer: Tokenizer) -> Generator[tuple[Batch, list[Encoding]], None, None]:
+    """Yield each batch with its tokens, in order; one batch is taken from the source before its turn."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise") as thread:
+        waiting: tuple[Batch, Future[list[Encoding]]] | None = None
+        for batch in source:
+            following = batch, thread.submit(encode, tokenizer, texts_of(batch))
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+
+
+def texts_of(batch: Batch) -> list[Rendered]:
+    """All texts of a batch."""
+    return [text for row in batch for text in row.texts]
 
 
 def render_rows(rows: Iterable[object], recipe: Recipe, tally: Tally) -> Iterator[RenderedRow]:
@@ -63,6 +89,8 @@ def render_rows(rows: Iterable[object], recipe: Recipe, tally: Tally) -> Iterato
         read = row.reason if isinstance(row, BadRow) else read_row(row)
         if isinstance(read, SkipReason):
             tally.skip(read)
+            if isinstance(row, Mapping):
+                tally.columns = tally.columns or tuple(sorted(map(str, row)))
             continue
         try:
             texts = render(read, recipe)
@@ -83,10 +111,10 @@ def render(conversation: Conversation, recipe: Recipe) -> tuple[Rendered, ...]:
     return (recipe.template.render(conversation),)
 
 
-def batches(rows: Iterable[RenderedRow]) -> Iterator[list[RenderedRow]]:
+def batches(rows: Iterable[RenderedRow]) -> Iterator[Batch]:
     """Group rows up to `BATCH_CHARACTERS`; a longer row is a batch of its own size."""
     # by characters, not rows: one conversation of ShareGPT has 394,565 of them
-    batch: list[RenderedRow] = []
+    batch: Batch = []
     characters = 0
     for row in rows:
         batch.append(row)
@@ -98,9 +126,9 @@ def batches(rows: Iterable[RenderedRow]) -> Iterator[list[RenderedRow]]:
         yield batch
 
 
-def write_batch(batch: list[RenderedRow], recipe: Recipe, writer: PreparedWriter, tally: Tally) -> None:
-    """Tokenise the texts of a batch together, and append each one that has something to learn."""
-    tokenised = iter(tokenise(recipe.tokenizer, [text for row in batch for text in row.texts], recipe.rules))
+def write_batch(batch: Batch, encodings: list[Encoding], recipe: Recipe, writer: PreparedWriter, tally: Tally) -> None:
+    """Append each text of a batch that has something to learn."""
+    tokenised = iter(supervised(texts_of(batch), encodings, recipe.rules))
     for row in batch:
         # by row, so that with splitTurns all turns of a conversation are on one side
         held_out = is_held_out(row.sample_id, recipe.eval_fraction)

@@ -25,6 +25,15 @@ ROLES: Mapping[str, str] = {
 FOLLOWS: Mapping[str, tuple[str, ...]] = {"assistant": ("user", "tool"), "tool": ("assistant", "tool")}
 """Roles that must answer something, and what; any other role may come at any place."""
 
+QUESTIONS = ("prompt", "instruction", "question")
+ANSWERS = ("response", "output", "answer", "completion")
+"""Columns of rows with one question and one answer; `input` goes on with the question, `system` comes before it."""
+ACCEPTED = (
+    f"messages, conversations, text, or one of {', '.join(QUESTIONS)} with one of {', '.join(ANSWERS)} "
+    "(and input, system)"
+)
+"""Columns that a row can be read from."""
+
 CARRIED = ("name", "tool_call_id", "reasoning_content", "thinking")
 """Further keys of a message that chat templates read; they are passed on as they are."""
 
@@ -90,6 +99,9 @@ def read_row(row: object) -> Conversation | SkipReason:
         return conversation_of(row)
     except UnusableRowError as error:
         return error.reason
+    # parsers take deeper values than Python can walk through
+    except RecursionError:
+        return SkipReason.MALFORMED
 
 
 def conversation_of(row: object) -> Conversation:
@@ -101,11 +113,28 @@ def conversation_of(row: object) -> Conversation:
     if not turns and row.get("text"):
         return Conversation(row_id(row), text=read_text(row["text"]))
     if not turns:
-        raise UnusableRowError(SkipReason.EMPTY)
+        turns = read_pair(row)
     messages = well_ordered(read_messages(turns))
     if all(message.role != "assistant" for message in messages):
         raise UnusableRowError(SkipReason.NO_ASSISTANT)
     return Conversation(row_id(row), messages, read_list(row.get("tools")))
+
+
+def read_pair(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The turns of a row with one question and one answer. Raises UnusableRowError."""
+    questions = [name for name in QUESTIONS if row.get(name) is not None]
+    answers = [name for name in ANSWERS if row.get(name) is not None]
+    if not (questions and answers):
+        raise UnusableRowError(SkipReason.EMPTY)
+    # `prompt` beside `instruction`: which one the answer answers is a guess, and a wrong one trains on nonsense
+    if len(questions) > 1 or len(answers) > 1:
+        raise UnusableRowError(SkipReason.MALFORMED)
+    asked, more = row[questions[0]], row.get("input")
+    if not isinstance(asked, str) or not isinstance(more, str | None):
+        raise UnusableRowError(SkipReason.MALFORMED)
+    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    question = {"role": "user", "content": f"{asked}\n\n{more}" if more else asked}
+    return [*system, question, {"role": "assistant", "content": row[answers[0]]}]
 
 
 def row_id(row: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import bz2
 import gzip
 import hashlib
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from typing import Any, BinaryIO
 import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
@@ -55,15 +55,21 @@ class Tail:
         return block
 
 
+def open_zstd(path: Path) -> AbstractContextManager[Any]:
+    """Arrow's reader: others take a frame that was cut off for a whole one."""
+    stream: AbstractContextManager[Any] = pa.input_stream(str(path), compression="zstd")
+    return stream
+
+
 PARQUET = b"PAR1"
 OPENERS: dict[bytes, Callable[[Path], AbstractContextManager[Any]]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
-    b"\x28\xb5\x2f\xfd": zstandard.open,
+    b"\x28\xb5\x2f\xfd": open_zstd,
 }
 """By the first bytes of a compressed file."""
-BROKEN = (EOFError, OSError, lzma.LZMAError, zstandard.ZstdError)
+BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error)
 """What a compressed file ends in that was cut off or damaged."""
 BATCH_ROWS = 1024
 """Rows of Parquet in memory at once."""
@@ -121,11 +127,12 @@ def read_json(path: Path, file: BufferedReader) -> Iterator[Any | BadRow]:
 def read_parquet(path: Path) -> Iterator[Any]:
     """Rows of Parquet, as JSON would have them. Raises Failure(BAD_DATA)."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(batch_size=BATCH_ROWS):
                 yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        what = str(error).splitlines()[0]
+    # values that Python has not (text that is no UTF-8, the year 10,000) are errors of its own
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        what = next(iter(str(error).splitlines()), type(error).__name__)
         message = f"data.source: {path} is no Parquet that can be read ({what}); accepted: whole files; write it anew"
         raise Failure(ExitCode.BAD_DATA, Reason.DATA_REJECTED, message) from error
 
@@ -165,7 +172,8 @@ def read_array(path: Path, file: BinaryIO) -> Iterator[Any | BadRow]:
         for row in ijson.items(tail, "item", use_float=True):
             rows += 1
             yield row
-    except ijson.JSONError as error:
+    # the parser leaves it to Python to find halves of surrogate pairs that are spelled in bytes
+    except (ijson.JSONError, UnicodeDecodeError) as error:
         if not tail.reached_end:
             raise broken_array(path, rows, error) from error
         yield BadRow(SkipReason.TRUNCATED)

@@ -33,7 +33,7 @@ class MaskReport(Model):
 class DataKey(Model):
     """Everything that decides the prepared documents; its hash names their folder."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     """Of the files; a folder of another version is made anew."""
     data_sha256: Sha256
     """Content of the source."""
@@ -86,6 +86,8 @@ class PreparedManifest(Model):
     """Members that training documents never use."""
     tokens_sha256: Sha256
     """Hash of tokens, spans and split, document by document."""
+    files_sha256: dict[str, Sha256]
+    """Hash of each file that documents are read from, by its name."""
     vocabulary_sha256: Sha256
     """Hash of vocabulary.bin."""
     bytes: int

@@ -30,6 +30,7 @@ from draftyard_trainer.storage.store import Store
 
 TOKENS, SPANS, INDEX, VOCABULARY = "tokens.bin", "spans.bin", "index.bin", "vocabulary.bin"
 TOKEN_DTYPE = np.dtype("<u4")
+SPAN_DTYPE = np.dtype((TOKEN_DTYPE, (2,)))
 # packed, 36 bytes: 1 M documents take 36 MB, which is what a process holds of them
 INDEX_DTYPE = np.dtype(
     [
@@ -57,12 +58,11 @@ class PreparedWriter:
         """`[V]`: how often each id is supervised in training documents."""
         self._spans = 0
         self._digest = hashlib.sha256()
+        self._file_digests = {name: hashlib.sha256() for name in (TOKENS, SPANS, INDEX)}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._tokens_file = self._open(TOKENS)
-        self._spans_file = self._open(SPANS)
-        self._index_file = self._open(INDEX)
+        self._files = {name: self._open(name) for name in self._file_digests}
         return self
 
     def __exit__(
@@ -81,9 +81,9 @@ class PreparedWriter:
         num_tokens, num_spans = document.num_tokens, len(document.spans)
         record[0] = (row, self.tokens, self._spans, num_tokens, num_spans, held_out)
         tokens, spans = document.tokens.astype(TOKEN_DTYPE).tobytes(), document.spans.astype(TOKEN_DTYPE).tobytes()
-        self._index_file.write(record.tobytes())
-        self._tokens_file.write(tokens)
-        self._spans_file.write(spans)
+        for name, data in ((INDEX, record.tobytes()), (TOKENS, tokens), (SPANS, spans)):
+            self._files[name].write(data)
+            self._file_digests[name].update(data)
         self._digest.update(hashed(record[0], tokens, spans))
         self._count(document, held_out)
 
@@ -103,6 +103,10 @@ class PreparedWriter:
     def tokens_sha256(self) -> str:
         """Hash of all documents so far: tokens, spans and split."""
         return self._digest.hexdigest()
+
+    def files_sha256(self) -> dict[str, str]:
+        """Hash of each file so far, by its name."""
+        return {name: digest.hexdigest() for name, digest in self._file_digests.items()}
 
     def write_vocabulary(self, vocabulary: DraftVocabulary) -> str:
         """Write the draft vocabulary. Returns the file's sha256."""
@@ -130,29 +134,47 @@ class PreparedDataset:
         """`[N]`: true for documents of the held-out split."""
         self._index = index
         self._tokens: npt.NDArray[Any] = np.zeros(0, dtype=TOKEN_DTYPE)
-        self._spans: npt.NDArray[Any] = np.zeros((0, 2), dtype=TOKEN_DTYPE)
+        self._spans: npt.NDArray[Any] = np.zeros(0, dtype=SPAN_DTYPE)
 
     @classmethod
     def open(cls, store: Store, prepared: str) -> PreparedDataset:
-        """Open `prepare/<prepared>`. Raises Failure(STALE_INPUT) if it is gone, cut short or of another version."""
+        """Open `prepare/<prepared>`: sizes, index and vocabulary are checked, tokens and spans are not read.
+
+        Raises Failure(STALE_INPUT) if it is gone, broken, cut short or of another version.
+        """
         manifest = read_manifest(store, prepared)
         if manifest is None:
             raise stale(prepared, f"{MANIFEST} is missing or of another version")
         folder = prepared_path(prepared)
         index = mapped(store, f"{folder}/{INDEX}", INDEX_DTYPE)
-        # sizes are checked each time, content only by `prepare`: a train pod starts in seconds
         if len(index) != manifest.counts.documents:
             raise stale(prepared, f"{INDEX} has {len(index)} documents, not {manifest.counts.documents}")
+        if hashlib.sha256(index.data).hexdigest() != manifest.files_sha256.get(INDEX):
+            raise stale(prepared, f"{INDEX} is not what the manifest names")
         members = mapped(store, f"{folder}/{VOCABULARY}", VOCABULARY_DTYPE)
         if hashlib.sha256(members.tobytes()).hexdigest() != manifest.vocabulary_sha256:
             raise stale(prepared, f"{VOCABULARY} is not what the manifest names")
         ids, counts = members["id"].astype(np.int64), members["count"].astype(np.int64)
         dataset = cls(manifest, np.array(index), DraftVocabulary(ids, counts, manifest.key.target_vocab_size))
         dataset._tokens = mapped(store, f"{folder}/{TOKENS}", TOKEN_DTYPE)
-        dataset._spans = mapped(store, f"{folder}/{SPANS}", TOKEN_DTYPE).reshape(-1, 2)
+        dataset._spans = mapped(store, f"{folder}/{SPANS}", SPAN_DTYPE)
         if len(dataset._tokens) != manifest.counts.tokens or len(dataset._spans) != int(index["num_spans"].sum()):
             raise stale(prepared, f"{TOKENS} or {SPANS} is cut short")
         return dataset
+
+    @classmethod
+    def open_checked(cls, store: Store, prepared: str) -> PreparedDataset:
+        """Open and read all of it once, as those do that spend hours on it. Raises Failure(STALE_INPUT)."""
+        dataset = cls.open(store, prepared)
+        dataset.check_content(prepared)
+        return dataset
+
+    def check_content(self, prepared: str) -> None:
+        """Raises Failure(STALE_INPUT) unless tokens and spans are those that were written."""
+        # by file, not by document as `tokens_sha256`: Python takes longer over a document than sha256 does
+        for name, content in ((TOKENS, self._tokens), (SPANS, self._spans)):
+            if hashlib.sha256(content.data).hexdigest() != self.manifest.files_sha256.get(name):
+                raise stale(prepared, f"{name} is not what the manifest names")
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
-from draftyard_trainer.data.conversation import SkipReason
+from draftyard_trainer.data.conversation import ACCEPTED, SkipReason
 from draftyard_trainer.data.manifest import MaskReport
 from draftyard_trainer.data.template import MaskSource, Rendered
 from draftyard_trainer.data.tokens import Tokenised
@@ -36,6 +36,8 @@ class Tally:
     truncated: int = 0
     example: Rendered | None = None
     template_error: str = ""
+    columns: tuple[str, ...] = ()
+    """Of the first row that no conversation could be read from."""
 
     def skip(self, reason: SkipReason) -> None:
         """Count a row that gives no document."""
@@ -85,6 +87,8 @@ class Tally:
         # sorted, so that the same data gives the same message
         skipped = ", ".join(f"{reason} {count}" for reason, count in sorted(self.skipped.items())) or "none"
         error = f"; the chat template said: {self.template_error}" if self.template_error else ""
+        if self.columns and not self.rows_used:
+            error += f"; columns found: {', '.join(self.columns)}; accepted: {ACCEPTED}"
         excerpt = ""
         if self.example is not None:
             # the message of a pod has room for 1,024 characters, the log for all of it

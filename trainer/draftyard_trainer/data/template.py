@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -14,15 +17,24 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from draftyard_trainer.data.built_in import ChatFormat, recognise
+from draftyard_trainer.data.compiled import CompiledTemplate, Replaced, compile_template, replacements
 from draftyard_trainer.data.conversation import Conversation, Message
 
 # the same expression by which transformers looks for the tag
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-RENDER_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+RENDER_ERRORS = (
+    TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
 """What a chat template can end in: its own `raise_exception`, or Python's errors about values it did not expect."""
 
+OWN_ARGUMENTS = frozenset({*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"})
+"""Template arguments by these names are taken for arguments of the renderer."""
 PRIVATE_USE = range(0xE000, 0xF8FE)
 """Characters that no text means anything by: three of them stand for an answer that is looked for."""
+
+
+RESULT = "\uf8fe\uf8ff"
+"""Stands for what a tool answered."""
 
 
 class MaskSource(StrEnum):
@@ -57,6 +69,10 @@ class Rendered:
     source: MaskSource
     turns: int
     not_located: int = 0
+
+
+Changes = tuple[str, list[tuple[int, Span | None]]]
+"""A text, and for each message that was replaced where it is in the text; None if it is not shown."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +142,26 @@ class ChatTemplate:
         except RENDER_ERRORS as error:
             raise RenderError(f"{type(error).__name__}: {error}") from error
 
+    @functools.cached_property
+    def _variables(self) -> Mapping[str, Any]:
+        """What a template sees besides the conversation."""
+        return {**self.tokenizer.special_tokens_map, **self.kwargs}
+
+    def _compiled(self, conversation: Conversation) -> CompiledTemplate | None:
+        """The template, where it sees of the conversation just what is there; None where the library adds to it.
+
+        It does so for thoughts and tools, which have several spellings. Raises RenderError.
+        """
+        is_plain = not (conversation.tools or OWN_ARGUMENTS & self.kwargs.keys()) and all(
+            not (message.tool_calls or message.carried) for message in conversation.messages
+        )
+        if not is_plain or not conversation.messages:
+            return None
+        try:
+            return compile_template(self._source(conversation))
+        except TemplateError as error:
+            raise RenderError(f"{type(error).__name__}: {error}") from error
+
     def _by_tags(self, conversation: Conversation) -> Rendered:
         """Where the template's own generation tags are. Raises RenderError."""
         try:
@@ -156,12 +192,80 @@ class ChatTemplate:
 
     def _by_difference(self, conversation: Conversation, turns: Sequence[int]) -> Rendered:
         """Where the text changes when an answer does; between known headers if it never does. Raises RenderError."""
-        text = self._text(conversation)
-        located = [self._locate(conversation, turn, text) for turn in turns]
-        spans = tuple(span for span in located if span is not None)
+        text, changes = self._changes_at_once(conversation, turns) or self._changes(conversation, turns)
+        prompt_ends = (self._prompt_end(conversation, turn, text) if change else None for turn, change in changes)
+        spans = tuple(
+            # what lies between the prompt and the content was generated too: a thinking header, a channel
+            change if prompt_end is None else Span(min(prompt_end, change.start), change.end)
+            for (_, change), prompt_end in zip(changes, prompt_ends, strict=True)
+            if change is not None
+        )
         if not spans and recognise(text):
             return self._where_headers_agree(conversation, turns, text)
         return Rendered(text, spans, MaskSource.DIFF, len(turns), len(turns) - len(spans))
+
+    def _changes(self, conversation: Conversation, turns: Sequence[int]) -> Changes:
+        """The text, and where it changes with each answer: one rendering for each. Raises RenderError."""
+        text = self._text(conversation)
+        sentinel = unused_sentinel(text)
+        found: list[tuple[int, Span | None]] = []
+        for turn in turns:
+            try:
+                other = self._text(answered(conversation, (turn,), sentinel))
+            except RenderError:
+                found.append((turn, None))
+                continue
+            change = changed(text, Replaced(0, len(text), other), sentinel)
+            found.append((turn, None if self._holds_results(conversation, turn) else change))
+        return text, found
+
+    def _holds_results(self, conversation: Conversation, turn: int) -> bool:
+        """Whether what tools answered lies in what changes with the calls: then that is not the answer alone.
+
+        Gemma 4 writes results into the turn that asked for them.
+        """
+        messages = list(conversation.messages)
+        behind = itertools.takewhile(lambda place: messages[place].role == "tool", range(turn + 1, len(messages)))
+        results = list(behind) if messages[turn].tool_calls else []
+        if not results:
+            return False
+        for place in results:
+            messages[place] = replace(messages[place], content=RESULT)
+        marked = replace(conversation, messages=tuple(messages))
+        try:
+            text = self._text(marked)
+            sentinel = unused_sentinel(text)
+            span = changed(text, Replaced(0, len(text), self._text(answered(marked, (turn,), sentinel))), sentinel)
+        except RenderError:
+            return True
+        return span is None or RESULT in text[span.start : span.end]
+
+    def _changes_at_once(self, conversation: Conversation, turns: Sequence[int]) -> Changes | None:
+        """The same from one rendering with all answers replaced; None where it is not sure to be the same.
+
+        Raises RenderError.
+        """
+        compiled = self._compiled(conversation)
+        if compiled is None:
+            return None
+        try:
+            whole = compiled.trace(messages_of(conversation), turns, self._variables)
+        except RENDER_ERRORS as error:
+            raise RenderError(f"{type(error).__name__}: {error}") from error
+        if whole is None:
+            return None
+        sentinel = unused_sentinel(whole.text)
+        replaced = answered(conversation, turns, sentinel)
+        try:
+            other = compiled.trace(messages_of(replaced), turns, self._variables)
+        except RENDER_ERRORS:
+            return None
+        if other is None or other.readers != whole.readers:
+            return None
+        return whole.text, [
+            (turn, None if change is None else changed(whole.text, change, sentinel))
+            for turn, change in zip(turns, replacements(whole, other, turns), strict=True)
+        ]
 
     def _where_headers_agree(self, conversation: Conversation, turns: Sequence[int], text: str) -> Rendered:
         """Between known headers, as far as the answers are there: a template that shows none has headers too."""
@@ -172,29 +276,6 @@ class ChatTemplate:
         )
         return Rendered(text, kept, MaskSource.HEADERS, len(turns), len(turns) - len(kept))
 
-    def _locate(self, conversation: Conversation, turn: int, text: str) -> Span | None:
-        """Where message `turn` is in `text`, with what it generated before its content; None if it is not shown."""
-        sentinel = unused_sentinel(text)
-        messages = list(conversation.messages)
-        # without tool calls and reasoning: what they add to the text is then part of the difference
-        messages[turn] = Message("assistant", sentinel)
-        try:
-            other = self._text(replace(conversation, messages=tuple(messages)))
-        except RenderError:
-            return None
-        # 0: not rendered. 2 or more: between the first and the last there is text of others
-        if other.count(sentinel) != 1:
-            return None
-        # the sentinel is not in `text`, so neither end can run past the answer, whatever the answer is
-        start = common_prefix(other, text)
-        end = len(text) - common_suffix(other, text)
-        # the common ends overlap: there is no place between them
-        if end < start:
-            return None
-        # what lies between the prompt and the content was generated too: a thinking header, a channel
-        prompt_end = self._prompt_end(conversation, turn, text)
-        return Span(start if prompt_end is None else min(prompt_end, start), end)
-
     def _prompt_end(self, conversation: Conversation, turn: int, text: str) -> int | None:
         """Where the target begins to write message `turn`: right after the generation prompt.
 
@@ -202,12 +283,24 @@ class ChatTemplate:
         """
         before = conversation.upto(turn - 1)
         try:
-            shortest = len(self._text(before))
-            prompt_end = common_prefix(self._text(before, add_generation_prompt=True), text)
+            prompt, shortest = self._prompt(before)
         except RenderError:
             return None
+        prompt_end = common_prefix(prompt, text)
         # shorter: history is written differently from `text`, as templates do that drop earlier thinking
         return prompt_end if prompt_end >= shortest else None
+
+    def _prompt(self, conversation: Conversation) -> tuple[str, int]:
+        """The conversation with a generation prompt, and its length without one. Raises RenderError."""
+        compiled = self._compiled(conversation)
+        if compiled is None:
+            return self._text(conversation, add_generation_prompt=True), len(self._text(conversation))
+        messages = messages_of(conversation)
+        try:
+            prompt, shortest = compiled.render_prompt(messages, self._variables)
+            return prompt, len(compiled.render(messages, self._variables)) if shortest is None else shortest
+        except RENDER_ERRORS as error:
+            raise RenderError(f"{type(error).__name__}: {error}") from error
 
     def _between_headers(self, text: str, turns: int | None = None) -> Rendered:
         """Between each assistant header and the end of its turn, by the format asked for or recognised in the text.
@@ -228,6 +321,45 @@ class ChatTemplate:
             header = text.find(known.assistant_header, end)
         turns = len(spans) if turns is None else turns
         return Rendered(text, tuple(spans), MaskSource.HEADERS, turns, max(0, turns - len(spans)))
+
+
+def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
+    """The messages as chat templates read them."""
+    return [message.for_template() for message in conversation.messages]
+
+
+def answered(conversation: Conversation, turns: Sequence[int], answer: str) -> Conversation:
+    """The conversation with `answer` in place of some messages, whole: without tool calls and reasoning.
+
+    What those add to the text is then part of what changes.
+    """
+    messages = list(conversation.messages)
+    for turn in turns:
+        messages[turn] = Message("assistant", answer)
+    return replace(conversation, messages=tuple(messages))
+
+
+def changed(text: str, change: Replaced, sentinel: str) -> Span | None:
+    """The part of `text` that an answer is, from what another answer, `sentinel`, makes of it; None if it is not shown.
+
+    `change.other` stands in place of `text[change.start:change.end]`, in a text that is otherwise the same.
+    """
+    start, end, other = change.start, change.end, change.other
+    own, width = text[start:end], len(sentinel) - 1
+    # 0: not rendered. 2 or more: between the first and the last there is text of others. It may begin or end outside
+    around = f"{text[max(0, start - width) : start]}{other}{text[end : end + width]}"
+    if around.count(sentinel) != 1:
+        return None
+    # the sentinel is not in `text`, so neither end can run past the answer, whatever the answer is
+    before, after = common_prefix(other, own), common_suffix(other, own)
+    # one is all of the other: what follows it, or stands before it, may go on alike
+    shorter = min(len(other), len(own))
+    if before == shorter:
+        before = common_prefix(other + text[end:], text[start:])
+    if after == shorter:
+        after = common_suffix(text[:start] + other, text[:end])
+    # the common ends overlap: there is no place between them
+    return Span(start + before, end - after) if start + before <= end - after else None
 
 
 def unused_sentinel(text: str) -> str:

@@ -64,6 +64,7 @@ def describe(writer: PreparedWriter, vocab_size: int) -> PreparedManifest:
         vocab_coverage=1.0,
         vocab_filled=vocabulary.num_filled,
         tokens_sha256=writer.tokens_sha256(),
+        files_sha256=writer.files_sha256(),
         vocabulary_sha256=writer.write_vocabulary(vocabulary),
         bytes=0,
     )  # fmt: skip
