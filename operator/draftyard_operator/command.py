@@ -63,6 +63,8 @@ def operator(arguments: Sequence[str]) -> int:
     parser.add_argument("--metrics-port", type=int, default=9090, metavar="PORT", help="/metrics and /readyz (9090)")
     parser.add_argument("--health-port", type=int, default=8081, metavar="PORT", help="/healthz (8081)")
     options = parser.parse_args(arguments)
+    # kopf asks for the user's name, and the user of a pod is a number without one
+    os.environ["USER"] = os.environ.get("USER") or parser.prog.partition(" ")[0]
     try:
         config = configs.load(options.config)
         if options.kubeconfig is not None and not options.kubeconfig.is_file():

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from kopf._core.engines import peering
 from live import free_port, play
 from world import NAMESPACE, spec
 
@@ -50,6 +51,18 @@ def test_the_operator_starts_without_the_trainer(config):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.BAD_TASK, done.stderr
     assert "--kubeconfig: given /nowhere, which is no file" in done.stderr
+
+
+def test_a_user_without_a_name_may_run_it(config, monkeypatch):
+    """In a pod the user is a number: kopf names itself after the user, and would end where there is no name."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 123456)
+    with pytest.raises(KeyError):
+        peering.detect_own_id(manual=False)
+    monkeypatch.setenv("USER", "")
+    assert command.operator(["--config", str(config), "--kubeconfig", "/nowhere"]) == ExitCode.BAD_TASK
+    assert peering.detect_own_id(manual=False).startswith("draftyard@")
 
 
 @pytest.mark.parametrize(
