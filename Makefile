@@ -12,7 +12,7 @@ DEMO   := build/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kubernetes-1.34 test-gpu verify crds kustomize \
-  serve-check bench bench-data bench-gpu bench-on-path bench-operator images cluster-up cluster-down clean
+  serve-check bench bench-data bench-gpu bench-on-path bench-operator images cluster-up cluster-down e2e clean
 
 help: ## this list
 	@grep -E '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
@@ -59,6 +59,11 @@ cluster-up: venv ## a real one-node cluster with training-operator and an S3 ser
 
 cluster-down: venv ## remove that cluster, with everything that it made on this machine
 	$(E2E)/down.py
+
+e2e: venv ## both modes on that cluster, as a user would: chart, examples, kubectl wait (needs root, Go, buildah)
+	$(BIN)/python images/build.py --gpu none --archive
+	$(E2E)/up.py
+	$(E2E)/check.py; ended=$$?; $(E2E)/down.py; exit $$ended
 
 test-kubernetes-1.34: venv ## the tests of a real API server, on the oldest version that can be built
 	$(BIN)/python tests/cluster/programs.py 1.34.4 helm-4.3.1 promtool-3.13.5

@@ -103,6 +103,8 @@ def connect() -> None:
     run("ip", "link", "add", layout.BRIDGE, "type", "bridge")
     run("ip", "address", "add", f"{layout.BRIDGE_ADDRESS}/16", "dev", layout.BRIDGE)
     run("ip", "link", "set", layout.BRIDGE, "up")
+    # the API server calls webhooks by the addresses of Services, and a packet needs a way before it is redirected
+    run("ip", "route", "add", layout.SERVICE_RANGE, "dev", layout.BRIDGE)
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
 
 

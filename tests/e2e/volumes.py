@@ -61,3 +61,6 @@ def write_inputs() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     testing.write_target(folder / "tiny")
     testing.write_conversations(folder / "conversations.json")
+    # pods read as another user, and weights are written for their owner alone
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
