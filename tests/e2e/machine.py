@@ -59,7 +59,10 @@ def leave() -> None:
         pid = int(layout.pid_file().read_text())
         if holds_the_node(pid):
             os.kill(pid, signal.SIGKILL)
-        until(lambda: not Path(f"/sys/class/net/{layout.HOST_LINK}").exists(), STOP_SECONDS, "end of the node")
+        until(lambda: not holds_the_node(pid), STOP_SECONDS, "end of the node")
+        # the kernel takes namespaces apart when it has time; an end of the link that goes takes the other along
+        with suppress(RuntimeError):
+            run("ip", "link", "delete", layout.HOST_LINK)
     for group in sorted(CGROUPS.glob(f"*/{layout.CGROUP}")):
         for folder in sorted(group.rglob("*"), reverse=True):
             if folder.is_dir():
