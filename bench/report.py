@@ -125,6 +125,16 @@ def apart_lines(cases: dict[str, Case]) -> list[str]:
     ]
 
 
+def bound_lines(cases: dict[str, Case]) -> list[str]:
+    """How much faster than padding a step can be at most: as fast as its bare products, on a batch that fits."""
+    return [
+        f"- {name}: {PADDING} takes {seconds(case, PADDING) / seconds(case, 'limit'):.2f} times the bare products of the "
+        f"exact step, which no exact step can be faster than, and {memory(case, PADDING) / 1024:.1f} GiB above the model."
+        for name, case in cases.items()
+        if case["padded"] > case["tokens"] and "seconds" in case["results"].get(PADDING, {})
+    ]
+
+
 def gpu_table(report: dict[str, Any]) -> list[str]:
     """One line per case on a GPU."""
     lines = [
@@ -148,7 +158,7 @@ def main(folder: Path, page: Path) -> None:
     cases: dict[str, Case] = step["cases"]
     bars = [*step_bars(cases), Bar("packing-waste", step["packing_waste"], "<=", 0.03)]
     lines = [f"{step['threads']} threads, fp32, {step['ttt_steps']} unroll steps, median of whole optimizer steps.", ""]
-    lines += [*step_table(cases), "", *apart_lines(cases)]
+    lines += [*step_table(cases), "", *apart_lines(cases), *bound_lines(cases)]
     lines.append(f"- Packed rows of real lengths waste {step['packing_waste']:.1%} of their places.")
     if (folder / "capture.json").exists():
         found = json.loads((folder / "capture.json").read_text())["seconds"]

@@ -58,6 +58,18 @@ def test_a_peer_that_did_not_fit_is_not_the_faster_one(tmp_path, capsys):
     assert "did not fit" in (tmp_path / "page.md").read_text()
 
 
+def test_padding_can_be_beaten_by_the_bare_products_at_most(tmp_path):
+    """3 s beside products of 0.8 s; a batch without padding says nothing of it."""
+    padded = {**case(1.0, 3.0, 2.5), "padded": 1024}
+    page = write(tmp_path, {"real": padded, "dense": case(1.0, 3.0, 2.5)})
+    report.main(tmp_path, page)
+    lines = [line for line in page.read_text().splitlines() if "bare products of the exact step" in line]
+    assert lines == [
+        "- real: specforge takes 3.75 times the bare products of the exact step, which no exact step can be faster than, "
+        "and 0.3 GiB above the model."
+    ]
+
+
 @pytest.mark.parametrize(("long", "verdict"), [(4.0, "ok"), (4.5, "short")])
 def test_growth_of_memory_is_judged_where_both_lengths_are(tmp_path, capsys, long, verdict):
     cases = {"h256-t2048": case(1.0, 2.0, 2.0), "h256-t8192": case(long, 20.0, 20.0)}
