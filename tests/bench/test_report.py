@@ -63,11 +63,9 @@ def test_padding_can_be_beaten_by_the_bare_products_at_most(tmp_path):
     padded = {**case(1.0, 3.0, 2.5), "padded": 1024}
     page = write(tmp_path, {"real": padded, "dense": case(1.0, 3.0, 2.5)})
     report.main(tmp_path, page)
-    lines = [line for line in page.read_text().splitlines() if "bare products of the exact step" in line]
-    assert lines == [
-        "- real: specforge takes 3.75 times the bare products of the exact step, which no exact step can be faster than, "
-        "and 0.3 GiB above the model."
-    ]
+    lines = [line for line in page.read_text().splitlines() if "times the bare products" in line]
+    told = "3.75 times the bare products, which no exact step can be faster than, and 0.3 GiB above the model."
+    assert lines == [f"- real: specforge takes {told}"]
 
 
 @pytest.mark.parametrize(("long", "verdict"), [(4.0, "ok"), (4.5, "short")])
