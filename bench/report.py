@@ -128,8 +128,8 @@ def apart_lines(cases: dict[str, Case]) -> list[str]:
 def bound_lines(cases: dict[str, Case]) -> list[str]:
     """How much faster than padding a step can be at most: as fast as its bare products, on a batch that fits."""
     return [
-        f"- {name}: {PADDING} takes {seconds(case, PADDING) / seconds(case, 'limit'):.2f} times the bare products, which "
-        f"no exact step can be faster than, and {memory(case, PADDING) / 1024:.1f} GiB above the model."
+        f"- {name}: {PADDING} takes {seconds(case, PADDING) / seconds(case, 'limit'):.2f} times the bare products, "
+        f"which no exact step can be faster than, and {memory(case, PADDING) / 1024:.1f} GiB above the model."
         for name, case in cases.items()
         if case["padded"] > case["tokens"] and "seconds" in case["results"].get(PADDING, {})
     ]
