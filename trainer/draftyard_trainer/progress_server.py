@@ -19,10 +19,9 @@ from pathlib import Path
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from pydantic import ValidationError
 
-from draftyard_api.names import ENV_PROGRESS_PORT, PROGRESS_FILE, PROGRESS_PATH
-from draftyard_api.progress import Progress
+from draftyard_api.names import ENV_PROGRESS_PORT, PROGRESS_PATH
+from draftyard_trainer.reporting import read_progress
 
 METRICS_PATH = "/metrics"
 ANSWER_SECONDS = 5
@@ -76,9 +75,9 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, state: Path, port: int) -> None:
-        self.file = state / PROGRESS_FILE
+        self.state = state
         self.registry = CollectorRegistry()
-        self.registry.register(Readings(self.file))
+        self.registry.register(Readings(state))
         if socket.has_dualstack_ipv6():
             self.address_family = socket.AF_INET6
         super().__init__(("", port), Handler)
@@ -102,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self.server.registry))
         elif self.path != PROGRESS_PATH:
             self._answer(HTTPStatus.NOT_FOUND, "text/plain", f"accepted: {PROGRESS_PATH}, {METRICS_PATH}\n".encode())
-        elif (reading := read(self.server.file)) is None:
+        elif (reading := read_progress(self.server.state)) is None:
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"no reading yet\n")
         else:
             self._answer(HTTPStatus.OK, "application/json", reading.model_dump_json(by_alias=True).encode())
@@ -121,12 +120,12 @@ class Handler(BaseHTTPRequestHandler):
 class Readings(Collector):
     """The last reading as gauges; what it does not say is left out."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, state: Path) -> None:
+        self._state = state
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """One gauge for each number."""
-        reading = read(self._file)
+        reading = read_progress(self._state)
         if reading is None:
             return
         for field, meaning in GAUGES.items():
@@ -135,11 +134,3 @@ class Readings(Collector):
                 gauge = GaugeMetricFamily(f"draftyard_stage_{field}", meaning, labels=["stage"])
                 gauge.add_metric([reading.stage], float(value))
                 yield gauge
-
-
-def read(file: Path) -> Progress | None:
-    """What the working rank wrote last; None when there is nothing that can be read."""
-    try:
-        return Progress.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError):
-        return None

@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import PROGRESS_FILE, Stage
 from draftyard_api.progress import Progress
@@ -69,6 +71,14 @@ class Reporter:
         staged = self._folder / f".{PROGRESS_FILE}.{os.getpid()}"
         staged.write_text(self._progress.model_dump_json(by_alias=True, exclude_none=True))
         staged.replace(self._folder / PROGRESS_FILE)
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """What a reporter wrote last; None before its first reading, and when there is nothing that can be read."""
+    try:
+        return Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def interrupted(stage: Stage) -> Failure:

@@ -18,19 +18,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
 from rich.console import Console
 
 from draftyard_api import document, estimate, names, plan, preview, storage_uri
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import Stage
 from draftyard_api.plan import Place, RunIdentity
-from draftyard_api.progress import Prepared, Progress, StageResult
+from draftyard_api.progress import Prepared, StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import DraftTrainingSpec
 from draftyard_api.task import BaseTask, StoredStatesRef
 from draftyard_trainer import display
-from draftyard_trainer.reporting import interrupted
+from draftyard_trainer.reporting import interrupted, read_progress
 
 POLL_SECONDS = 0.2
 
@@ -265,14 +264,6 @@ def wait(process: subprocess.Popen[bytes], folder: Path, bar: display.StageBar) 
             asked = True
             process.terminate()
     return asked
-
-
-def read_progress(folder: Path) -> Progress | None:
-    """The stage's last reading, or None before the first one."""
-    try:
-        return Progress.model_validate_json((folder / names.PROGRESS_FILE).read_bytes())
-    except (OSError, ValidationError):
-        return None
 
 
 def read_result(folder: Path, stage: Stage, exit_code: int) -> StageResult:
