@@ -71,14 +71,20 @@ SHARES = {"lossless": 0.72, "balanced": 0.46, "compact": 0.36}
 """Largest share of the bfloat16 bytes, by codec."""
 
 
-def run(example: Path, workspace: Path, codec: str) -> DraftTraining:
-    """The demo with another codec, from its conversations to its acceptance length."""
-    document = yaml.safe_load(example.read_text())
+def described(example: Path, codec: str) -> dict[str, Any]:
+    """The training of the example with another codec, ungated, as a document whose files are absolute."""
+    document: dict[str, Any] = yaml.safe_load(example.read_text())
     document["metadata"]["name"] = codec
     document["spec"]["hiddenStates"]["codec"] = codec
     document["spec"]["evaluate"].pop("minAcceptanceLength")
     for holder, field in ((document["spec"]["target"], "model"), (document["spec"]["data"]["source"]["file"], "uri")):
         holder[field] = f"file://{(example.parent / holder[field].removeprefix('file://')).resolve()}"
+    return document
+
+
+def run(example: Path, workspace: Path, codec: str) -> DraftTraining:
+    """The demo with another codec, from its conversations to its acceptance length."""
+    document = described(example, codec)
     file = workspace / f"{codec}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(document))
@@ -262,7 +268,10 @@ def measure(options: argparse.Namespace, found: dict[str, Any]) -> None:
     store = LocalStore(workspace)
     if "states-memory" in options.only:
         found["states_peak_bytes"] = states_memory.peaks(workspace / "states-memory", ROWS)
-    if options.only == ["states-memory"]:
+    if "tokens" in options.only:
+        source = described(options.example, "none")["spec"]["data"]["source"]["file"]["uri"]
+        found["conversations_per_second"] = tokenising(Path(source.removeprefix("file://")))
+    if set(options.only) <= {"states-memory", "tokens"}:
         return
     # what is finished there is not run again
     specs = {codec: run(options.example, workspace, codec) for codec in ("none", "balanced")}
@@ -283,9 +292,6 @@ def measure(options: argparse.Namespace, found: dict[str, Any]) -> None:
         found["codecs"] = codecs(target, PreparedDataset.open(store, prepared.prepared))
     if "memory" in options.only:
         found["prepare_peak_bytes"] = memory_of_prepare(workspace)
-    if "tokens" in options.only:
-        conversations = Path(specs["none"].spec.data.source.file.uri.removeprefix("file://"))
-        found["conversations_per_second"] = tokenising(conversations)
 
 
 def whole_runs(
