@@ -17,8 +17,8 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from draftyard_api.exit_codes import ExitCode
+from draftyard_operator import backends, handlers, logs, metrics, rest
 from draftyard_operator import config as configs
-from draftyard_operator import handlers, logs, metrics, rest
 from draftyard_operator.budget import Budget
 from draftyard_operator.cluster import KubernetesCluster
 from draftyard_operator.config import OperatorConfig
@@ -119,7 +119,8 @@ class Process:
         instance = os.environ.get(INSTANCE) or "draftyard-operator"
         self._operator = Operator(self.cluster, setup.config, self.metrics, instance)
         try:
-            registry = handlers.registry(self.shell, hooks, setup.namespaces)
+            children = [row.kind for row in backends.allowed(setup.config).values()]
+            registry = handlers.registry(self.shell, hooks, setup.namespaces, children)
             liveness = f"http://{setup.host}:{setup.health_port}/healthz"
             await handlers.run(registry, setup.namespaces, liveness, self.stop)
         finally:

@@ -7,7 +7,7 @@ from typing import Any
 from draftyard_api import names
 from draftyard_api.names import Stage
 from draftyard_operator import observe
-from draftyard_operator.backends import BACKENDS
+from draftyard_operator.backends import BACKENDS, allowed
 from draftyard_operator.cluster import Cluster
 from draftyard_operator.config import OperatorConfig
 from draftyard_operator.kinds import CLAIM, CONFIG_MAP, POD, WORKLOAD
@@ -21,11 +21,11 @@ KUEUE_JOB = "kueue.x-k8s.io/job-uid"
 async def look(cluster: Cluster, config: OperatorConfig, run: Run) -> Observed:
     """Everything that a pass needs to know. Raises ApiError."""
     labels = {names.LABEL_UID: run.uid}
-    lists = {kind: await cluster.list(row.kind, run.namespace, labels) for kind, row in BACKENDS.items()}
+    lists = {kind: await cluster.list(row.kind, run.namespace, labels) for kind, row in allowed(config).items()}
     children = tuple(
         child for kind, found in lists.items() for child in map(BACKENDS[kind].read, found or ()) if child is not None
     )
-    serves = lists["PyTorchJob"] is not None
+    serves = lists.get("PyTorchJob") is not None
     if run.spec is None or (is_terminal(run.status) and not children):
         return Observed(children=children, serves_pytorch_jobs=serves)
     pods = await look_at_pods(cluster, run, children)

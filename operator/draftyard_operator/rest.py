@@ -9,7 +9,7 @@ from typing import Any
 from draftyard_api import names
 from draftyard_operator import decide, reporting
 from draftyard_operator.actions import actions
-from draftyard_operator.backends import BACKENDS
+from draftyard_operator.backends import allowed
 from draftyard_operator.cluster import KubernetesCluster
 from draftyard_operator.kinds import Kind
 from draftyard_operator.observe import Observed
@@ -24,9 +24,10 @@ async def at_rest(
     operator: Operator, cluster: KubernetesCluster, namespaces: Sequence[str], now: datetime
 ) -> Callable[[Json], bool]:
     """List all children once. Returns whether a pass over a run would find nothing to do. Raises ApiError."""
-    served = {kind: await uids(cluster, row.kind, namespaces) for kind, row in BACKENDS.items()}
+    listed = allowed(operator.config).items()
+    served = {kind: await uids(cluster, row.kind, namespaces) for kind, row in listed}
     with_children = set[str]().union(*(found for found in served.values() if found is not None))
-    serves_pytorch_jobs = served["PyTorchJob"] is not None
+    serves_pytorch_jobs = served.get("PyTorchJob") is not None
 
     def rests(found: Json) -> bool:
         run = read_run(found)

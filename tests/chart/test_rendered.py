@@ -134,10 +134,11 @@ def test_the_configuration(default, helm):
         "maxParallelism": 8,
     }  # fmt: skip
     values = {"config": given | {"trainerImage": "a/b:1"}, "watchNamespaces": ["team-a"]}
-    told = {"watchNamespaces": ["team-a"], "fsGroup": 10001, "readWorkloads": False}
+    told = {"watchNamespaces": ["team-a"], "fsGroup": 10001, "pytorchJobs": True, "readWorkloads": False}
     assert config(helm.render(values=values)) == values["config"] | told
-    assert config(helm.render(values={"config": {"fsGroup": None}, "rbac": {"kueue": True}})) == found | {
-        "fsGroup": None, "readWorkloads": True,
+    rights = {"kueue": True, "pytorchJobs": False}
+    assert config(helm.render(values={"config": {"fsGroup": None}, "rbac": rights})) == found | {
+        "fsGroup": None, "pytorchJobs": False, "readWorkloads": True,
     }  # fmt: skip
 
 

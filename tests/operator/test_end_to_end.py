@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from live import SLOW, ends_well, play
 from rights import CLUSTER, WATCHED, triples
-from world import GATED, NAMESPACE, OFFLINE, is_live, spec, well
+from world import CONFIG, GATED, NAMESPACE, OFFLINE, is_live, spec, well
 
 from draftyard_api.names import LABEL_STAGE, Stage
 from draftyard_api.status import Phase
@@ -86,6 +86,25 @@ def test_the_table_grants_nothing_that_nobody_needs(tmp_path):
         asked = scene.calls()
         assert asked - GRANTED == set()
         assert GRANTED - asked == set(NEVER_ASKED)
+
+    play(story, tmp_path, pytorch_jobs=True)
+
+
+def test_with_the_switch_off_no_pytorch_job_is_asked_for(tmp_path):
+    """Though the cluster serves them."""
+    config = CONFIG.model_copy(update={"pytorch_jobs": False})
+    workspace = {"pvc": {"claimTemplate": {"size": "1Ti", "accessModes": ["ReadWriteMany"]}}}
+
+    async def story(scene):
+        async with scene.operator(config=config):
+            scene.fake.add_run(NAMESPACE, "one", spec())
+            scene.fake.add_run(NAMESPACE, "two", spec(workspace=workspace, train={"nodes": 2}))
+            one = await scene.until_over("one")
+            assert (one.phase, one.backend) == (Phase.SUCCEEDED, "Job")
+            await scene.until(lambda: scene.status("two").phase is Phase.BLOCKED)
+            assert scene.status("two").message.startswith("train.nodes: given 2")
+        assert [call for call in scene.calls() if "pytorchjobs" in call] == []
+        assert scene.calls() - triples(WATCHED + CLUSTER, ()) == set()
 
     play(story, tmp_path, pytorch_jobs=True)
 

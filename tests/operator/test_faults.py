@@ -885,6 +885,22 @@ def test_f27_two_nodes_wait_for_the_training_operator():
     assert (world.status.phase, world.status.backend) == (Phase.SUCCEEDED, "PyTorchJob")
 
 
+def test_f27_training_whose_kind_is_not_served_any_more_is_not_taken_for_deleted():
+    """Its rights were taken away, or the operator was told not to look: the pods may go on."""
+    world = World(pytorch_jobs=True).at_stage(Stage.TRAIN)
+    allowed = world.operator.config
+    world.operator.config = allowed.model_copy(update={"pytorch_jobs": False})
+    world.settle()
+    assert (world.status.phase, world.reason(C.ACCEPTED)) == (Phase.BLOCKED, Reason.BACKEND_UNAVAILABLE)
+    assert (world.stage(Stage.TRAIN).state, world.stage(Stage.TRAIN).attempt) == ("Running", 1)
+    assert world.live_pods() != []
+    world.operator.config = allowed
+    world.settle()
+    assert (world.status.phase, world.pytorch_jobs) == (Phase.RUNNING, [TRAIN_A1])
+    world.run_all()
+    assert world.status.phase is Phase.SUCCEEDED
+
+
 def test_f27_fields_that_a_server_drops_are_noticed(caplog):
     world = World()
 

@@ -97,5 +97,6 @@ resyncSeconds: {{ int .Values.config.resyncSeconds }}
 maxParallelism: {{ int .Values.config.maxParallelism }}
 watchNamespaces: {{ .Values.watchNamespaces | toJson }}
 fsGroup: {{ .Values.config.fsGroup | toJson }}
+pytorchJobs: {{ .Values.rbac.pytorchJobs }}
 readWorkloads: {{ .Values.rbac.kueue }}
 {{- end }}
