@@ -10,6 +10,7 @@ from draftyard_operator import deadlines, failure, intervals, planning, results,
 from draftyard_operator.failure import Effect, Verdict
 from draftyard_operator.ledger import Ledger
 from draftyard_operator.observe import Child, lingers
+from draftyard_operator.run import pods_wanted
 from draftyard_operator.status import Fact
 
 GIVEN_UP = ("FailedIndexes", "MaxFailedIndexesExceeded")
@@ -95,7 +96,7 @@ def without_result(ledger: Ledger, stage: Stage, child: Child) -> None:
     if any(pod.is_live for pod in pods):
         message = f"{child.name}: ended well, and the pod with its result did not end"
         ledger.end_attempt(stage, Reason.RESULT_LOST, message, counted=False)
-    elif len(pods) < (ledger.run.wanted.train.nodes if stage is Stage.TRAIN else 1):
+    elif len(pods) < pods_wanted(ledger.run, stage):
         message = f"{child.name}: ended well, and no result is left; what it made is verified by the next attempt"
         ledger.end_attempt(stage, Reason.RESULT_LOST, message, counted=False)
     else:

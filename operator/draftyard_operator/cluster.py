@@ -48,8 +48,10 @@ class Cluster(Protocol):
         """One object; None when it does not exist."""
         ...
 
-    async def list(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> Sequence[Json] | None:
-        """Objects by their labels, of one namespace or (empty) of all; None when the kind is not served."""
+    async def list(
+        self, kind: Kind, namespace: str, labels: Mapping[str, str], fields: Mapping[str, str] | None = None
+    ) -> Sequence[Json] | None:
+        """Objects by labels and fields, of one namespace or (empty) of all; None when the kind is not served."""
         ...
 
     async def create(self, kind: Kind, namespace: str, manifest: Json) -> Json:
@@ -106,20 +108,25 @@ class KubernetesCluster:
                 return None
             raise
 
-    async def list(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> Sequence[Json] | None:
-        """Objects by their labels; None when the kind is not served. Raises ApiError."""
+    async def list(
+        self, kind: Kind, namespace: str, labels: Mapping[str, str], fields: Mapping[str, str] | None = None
+    ) -> Sequence[Json] | None:
+        """Objects by labels and fields; None when the kind is not served. Raises ApiError."""
         try:
-            return [found async for found in self.each(kind, namespace, labels)]
+            return [found async for found in self.each(kind, namespace, labels, fields)]
         except ApiError as error:
             if error.is_missing:
                 return None
             raise
 
-    async def each(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> AsyncIterator[Json]:
-        """Objects by their labels, of one namespace or (empty) of all, read page by page. Raises ApiError."""
+    async def each(
+        self, kind: Kind, namespace: str, labels: Mapping[str, str], fields: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Json]:
+        """Objects by labels and fields, of one namespace or (empty) of all, read page by page. Raises ApiError."""
         query = {"limit": str(PAGE)}
-        if labels:
-            query["labelSelector"] = ",".join(f"{name}={value}" for name, value in labels.items())
+        for name, wanted in (("labelSelector", labels), ("fieldSelector", fields)):
+            if wanted:
+                query[name] = ",".join(f"{key}={value}" for key, value in wanted.items())
         request = Request("list", resource(kind))
         while True:
             found = await self._send(request, "GET", f"{kind.path(namespace)}?{urlencode(query)}")

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from draftyard_api import names
 from draftyard_api.names import Stage
-from draftyard_operator import observe
+from draftyard_operator import observe, refusals
 from draftyard_operator.backends import BACKENDS, allowed
 from draftyard_operator.cluster import Cluster
 from draftyard_operator.config import OperatorConfig
-from draftyard_operator.kinds import CLAIM, CONFIG_MAP, POD, WORKLOAD
-from draftyard_operator.observe import Child, Claim, Observed, Pod
-from draftyard_operator.run import Run, claim_name, current_stage, is_terminal, named_claims, stage_of
+from draftyard_operator.kinds import CLAIM, CONFIG_MAP, EVENT, POD, WORKLOAD
+from draftyard_operator.observe import Child, Claim, Observed, Pod, Problem
+from draftyard_operator.run import (
+    Run,
+    claim_name,
+    current_stage,
+    is_terminal,
+    named_claims,
+    pods_wanted,
+    stage_of,
+)
 
 Json = Any
 KUEUE_JOB = "kueue.x-k8s.io/job-uid"
 
 
-async def look(cluster: Cluster, config: OperatorConfig, run: Run) -> Observed:
+async def look(cluster: Cluster, config: OperatorConfig, run: Run, now: datetime) -> Observed:
     """Everything that a pass needs to know. Raises ApiError."""
     labels = {names.LABEL_UID: run.uid}
     lists = {kind: await cluster.list(row.kind, run.namespace, labels) for kind, row in allowed(config).items()}
@@ -41,6 +51,7 @@ async def look(cluster: Cluster, config: OperatorConfig, run: Run) -> Observed:
         prepare_task=await look_at_task(cluster, run),
         serves_pytorch_jobs=serves,
         wait=await look_at_wait(cluster, config, run, child),
+        refusal=await look_at_refusal(cluster, run, child, pods, now),
         missing_claims=await missing_claims(cluster, run),
     )
 
@@ -86,6 +97,18 @@ async def look_at_task(cluster: Cluster, run: Run) -> str | None:
         return None
     found = await cluster.get(CONFIG_MAP, run.namespace, names.child(run.name, Stage.PREPARE, attempt))
     return None if found is None else (found.get("data") or {}).get(names.TASK_FILE)
+
+
+async def look_at_refusal(
+    cluster: Cluster, run: Run, child: Child | None, pods: Sequence[Pod], now: datetime
+) -> Problem | None:
+    """Why a child has fewer pods than it wants: its own status does not say, its events do. Raises ApiError."""
+    if child is None or child.is_over or child.is_deleting or child.state == "Queued":
+        return None
+    if sum(pod.is_live and pod.owner_uid == child.uid for pod in pods) >= pods_wanted(run, child.stage):
+        return None
+    found = await cluster.list(EVENT, run.namespace, {}, {"involvedObject.uid": child.uid, "type": "Warning"})
+    return refusals.of_pods(found or (), child.stage, now)
 
 
 async def look_at_wait(cluster: Cluster, config: OperatorConfig, run: Run, child: Child | None) -> str:

@@ -57,7 +57,7 @@ async def reconcile(operator: Operator, namespace: str, name: str, now: datetime
         # what it owns goes with it, by garbage collection
         return None
     try:
-        seen = await look(operator.cluster, operator.config, run)
+        seen = await look(operator.cluster, operator.config, run, now)
     except ApiError as error:
         return await cannot_look(operator, run, error, now)
     decision = decide.decide(run, seen, operator.config, now)

@@ -115,6 +115,11 @@ def current_stage(run: Run) -> Stage | None:
     return next((stage for stage in stages if stage_of(run.status, stage).state != "Succeeded"), None)
 
 
+def pods_wanted(run: Run, stage: Stage) -> int:
+    """Pods without which a stage does not work: those of all nodes, or the first of a shard."""
+    return run.wanted.train.nodes if stage is Stage.TRAIN else 1
+
+
 # -- Where things are -------------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ WATCHED = (
     Right("", "configmaps", ("get", "create")),
     Right("", "persistentvolumeclaims", ("get", "list", "create", "patch")),
     Right("", "pods", ("get", "list")),
-    Right("", "events", ("create", "patch")),
+    Right("", "events", ("list", "create")),
     Right("kueue.x-k8s.io", "workloads", ("get", "list"), "kueue"),
 )
 """In every namespace that is watched."""

@@ -10,6 +10,7 @@ from rights import CLUSTER, WATCHED, triples
 from world import CONFIG, GATED, NAMESPACE, OFFLINE, is_live, spec, well
 
 from draftyard_api.names import LABEL_STAGE, Stage
+from draftyard_api.reasons import Reason
 from draftyard_api.status import Phase
 from draftyard_operator.testing.kinds import CLAIM, CONFIG_MAP
 from draftyard_operator.testing.pods import Runs
@@ -21,7 +22,6 @@ NEVER_ASKED = {
     ("draftyard.dev", "drafttrainings/status", "get"): "for people who impersonate the operator",
     ("", "pods", "get"): "pods are listed",
     ("", "persistentvolumeclaims", "list"): "claims are read by name",
-    ("", "events", "patch"): "events are created anew",
     ("batch", "jobs", "get"): "asked when a name is taken",
     ("kubeflow.org", "pytorchjobs", "get"): "asked when a name is taken",
     ("kubeflow.org", "pytorchjobs", "patch"): "only the parallelism of a Job is changed",
@@ -71,8 +71,11 @@ def test_online_and_offline_go_to_the_end_with_the_rights_of_the_table(tmp_path)
 def test_the_table_grants_nothing_that_nobody_needs(tmp_path):
     async def story(scene):
         scene.fake.kubelet.script = holding(Stage.GENERATE, Stage.TRAIN)
+        scene.fake.pod_rules.append(lambda _: "exceeded quota: pods, requested: pods=1, used: pods=0, limited: pods=0")
         async with scene.operator():
             scene.fake.add_run(NAMESPACE, "online", spec())
+            await scene.until(lambda: scene.status("online").reason == Reason.QUOTA_EXCEEDED)
+            scene.fake.pod_rules.clear()
             scene.fake.add_run(NAMESPACE, "offline", spec(OFFLINE))
             await scene.until(lambda: pods(scene, Stage.TRAIN))
             await scene.until(lambda: len(pods(scene, Stage.GENERATE)) == 2)

@@ -176,6 +176,49 @@ def test_f6_a_refused_child_is_told_and_goes_on_when_it_is_mended(code, kind, te
     assert world.status.phase is Phase.SUCCEEDED
 
 
+NO_PODS = [
+    pytest.param("exceeded quota: team, requested: pods=1", Reason.QUOTA_EXCEEDED, Phase.PENDING, id="a quota"),
+    pytest.param(
+        'violates PodSecurity "restricted:latest"', Reason.POD_SECURITY_VIOLATION, Phase.BLOCKED, id="Pod Security"
+    ),
+    pytest.param("maximum memory usage per Container is 1Gi", Reason.CHILD_REJECTED, Phase.BLOCKED, id="a LimitRange"),
+]
+
+
+@pytest.mark.parametrize("pytorch_jobs", [False, True], ids=["Jobs", "PyTorchJobs"])
+@pytest.mark.parametrize(("why", "reason", "phase"), NO_PODS)
+def test_f6_pods_that_cannot_be_made_are_told_and_the_run_goes_on_when_it_is_mended(why, reason, phase, pytorch_jobs):
+    world = World(spec(), pytorch_jobs=pytorch_jobs)
+    world.fake.pod_rules.append(lambda pod: why if "-train-" in pod["metadata"]["name"] else "")
+    world.at_stage(Stage.TRAIN)
+    assert (world.status.phase, world.reason(C.RUNNING)) == (phase, reason)
+    assert world.status.message.startswith(f"train a1: its pods cannot be made: {why}; ")
+    before = len(world.cluster.writes)
+    watch(world, 60)
+    assert len(world.cluster.writes) == before, "each try names another pod, which is no news"
+    assert world.events.count(reason) == 1
+    world.fake.pod_rules.clear()
+    watch(world, 40)
+    assert (world.status.phase, world.stage(Stage.TRAIN).attempt) == (Phase.RUNNING, 1)
+    world.run_all()
+    assert world.status.phase is Phase.SUCCEEDED
+
+
+def test_f6_pods_that_never_can_be_made_end_the_run_with_the_reason():
+    world = World(spec(deadlines={"startSeconds": 600}))
+    world.fake.pod_rules.append(lambda _: "exceeded quota: team")
+    watch(world, 700)
+    assert world.reason(C.FAILED) == Reason.START_DEADLINE_EXCEEDED
+    assert "QuotaExceeded: prepare a1: its pods cannot be made: exceeded quota: team" in world.status.message
+
+
+def test_f6_events_are_asked_for_only_while_pods_are_missing():
+    world = training()
+    world.cluster.refusals["list events"] = ApiError(Request("list", "events"), 500, "", "nobody should ask")
+    watch(world, 60)
+    assert world.status.phase is Phase.RUNNING
+
+
 def test_f28_a_missing_right_to_list_names_verb_and_resource():
     world = training()
     text = 'pods is forbidden: User "system:serviceaccount:a:b" cannot list resource "pods" in API group ""'

@@ -144,7 +144,7 @@ class World:
     def later(self, seconds: float) -> None:
         """Time passes, and pods end whose time has come."""
         self.now += timedelta(seconds=seconds)
-        self.fake.kubelet.tick()
+        self.fake.tick()
 
     def settle(self, most: int = 50) -> None:
         """Passes until nothing more is decided or done at this moment."""

@@ -41,13 +41,16 @@ class DirectCluster:
         found = self._kind(kind)
         return None if found is None else self.fake.store.find(found, namespace, name)
 
-    async def list(self, kind: wanted.Kind, namespace: str, labels: Mapping[str, str]) -> Sequence[Json] | None:
-        """Objects by their labels."""
+    async def list(
+        self, kind: wanted.Kind, namespace: str, labels: Mapping[str, str], fields: Mapping[str, str] | None = None
+    ) -> Sequence[Json] | None:
+        """Objects by labels and fields."""
         self._read("list", kind)
         found = self._kind(kind)
         if found is None:
             return None
-        selector = {"labelSelector": ",".join(f"{name}={value}" for name, value in labels.items())}
+        both = {"labelSelector": labels, "fieldSelector": fields or {}}
+        selector = {name: ",".join(f"{key}={value}" for key, value in terms.items()) for name, terms in both.items()}
         return self.fake.api.page(found, namespace, selector).items
 
     async def create(self, kind: wanted.Kind, namespace: str, manifest: Json) -> Json:
