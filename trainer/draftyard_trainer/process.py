@@ -26,6 +26,7 @@ from draftyard_api.progress import StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.task import BaseTask
 from draftyard_trainer.reporting import Reporter
+from draftyard_trainer.storage import access
 
 TaskT = TypeVar("TaskT", bound=BaseTask)
 PR_SET_PDEATHSIG = 1
@@ -57,16 +58,24 @@ def attempt(stage: Stage, work: Callable[[], StageResult]) -> StageResult:
         return failed(stage, failure.code, failure.reason, failure.message)
     except OSError as error:
         print_trace()
-        if error.errno == errno.ENOSPC:
-            message = f"workspace: no space left ({error.filename or 'device'}); free some, or use a larger one"
-            return failed(stage, ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, message)
-        return failed(stage, ExitCode.ERROR, Reason.POD_FAILED, last_line(error))
+        return of_disk(stage, error)
     except MemoryError as error:
         print_trace()
         return failed(stage, ExitCode.ERROR, Reason.OUT_OF_MEMORY, last_line(error))
     except Exception as error:  # whatever it is, the status must say it
         print_trace()
         return failed(stage, ExitCode.ERROR, Reason.POD_FAILED, last_line(error))
+
+
+def of_disk(stage: Stage, error: OSError) -> StageResult:
+    """What an error of a file means: that it is full or not ours is no accident that another attempt could mend."""
+    if error.errno == errno.ENOSPC:
+        message = f"workspace: no space left ({error.filename or 'device'}); free some, or use a larger one"
+        return failed(stage, ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, message)
+    if access.is_refused(error):
+        denied = access.denied(access.place(error), error)
+        return failed(stage, denied.code, denied.reason, denied.message)
+    return failed(stage, ExitCode.ERROR, Reason.POD_FAILED, last_line(error))
 
 
 def print_trace() -> None:
