@@ -41,8 +41,8 @@ class Meter(Protocol):
         ...
 
 
-class Cluster(Protocol):
-    """What a pass asks of a cluster. Every call may raise ApiError."""
+class Reader(Protocol):
+    """What a pass reads of a cluster. Every call may raise ApiError."""
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
         """One object; None when it does not exist."""
@@ -54,6 +54,14 @@ class Cluster(Protocol):
         """Objects by labels and fields, of one namespace or (empty) of all; None when the kind is not served."""
         ...
 
+    async def progress(self, ip: str) -> Progress | None:
+        """What the pod at an address reports; None when it does not answer, or not as it should."""
+        ...
+
+
+class Cluster(Reader, Protocol):
+    """What a pass reads and writes. Every call may raise ApiError."""
+
     async def create(self, kind: Kind, namespace: str, manifest: Json) -> Json:
         """Make an object. Returns what was stored."""
         ...
@@ -64,10 +72,6 @@ class Cluster(Protocol):
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """Delete an object and wait for what it owns (Foreground); nothing when it is gone or another one."""
-        ...
-
-    async def progress(self, ip: str) -> Progress | None:
-        """What the pod at an address reports; None when it does not answer, or not as it should."""
         ...
 
 

@@ -10,7 +10,7 @@ from draftyard_api import names
 from draftyard_api.names import Stage
 from draftyard_operator import observe, refusals
 from draftyard_operator.backends import BACKENDS, allowed
-from draftyard_operator.cluster import Cluster
+from draftyard_operator.cluster import Reader
 from draftyard_operator.config import OperatorConfig
 from draftyard_operator.kinds import CLAIM, CONFIG_MAP, EVENT, POD, WORKLOAD
 from draftyard_operator.observe import Child, Claim, Observed, Pod, Problem
@@ -28,7 +28,7 @@ Json = Any
 KUEUE_JOB = "kueue.x-k8s.io/job-uid"
 
 
-async def look(cluster: Cluster, config: OperatorConfig, run: Run, now: datetime) -> Observed:
+async def look(cluster: Reader, config: OperatorConfig, run: Run, now: datetime) -> Observed:
     """Everything that a pass needs to know. Raises ApiError."""
     labels = {names.LABEL_UID: run.uid}
     lists = {kind: await cluster.list(row.kind, run.namespace, labels) for kind, row in allowed(config).items()}
@@ -56,7 +56,7 @@ async def look(cluster: Cluster, config: OperatorConfig, run: Run, now: datetime
     )
 
 
-async def look_at_pods(cluster: Cluster, run: Run, children: tuple[Child, ...]) -> tuple[Pod, ...]:
+async def look_at_pods(cluster: Reader, run: Run, children: tuple[Child, ...]) -> tuple[Pod, ...]:
     """Pods of the run. One that nobody of ours has made may carry our labels, and is not believed. Raises ApiError."""
     listed = await cluster.list(POD, run.namespace, {names.LABEL_UID: run.uid}) or ()
     owners = {child.uid for child in children}
@@ -78,19 +78,19 @@ def running_child(run: Run, children: tuple[Child, ...]) -> Child | None:
     return next(found, None) if held.state == "Running" else None
 
 
-async def look_at_claim(cluster: Cluster, run: Run, name: str | None) -> Claim | None:
+async def look_at_claim(cluster: Reader, run: Run, name: str | None) -> Claim | None:
     """The workspace's claim. Raises ApiError."""
     found = await cluster.get(CLAIM, run.namespace, name) if name is not None else None
     return None if found is None else observe.read_claim(found)
 
 
-async def missing_claims(cluster: Cluster, run: Run) -> tuple[str, ...]:
+async def missing_claims(cluster: Reader, run: Run) -> tuple[str, ...]:
     """Claims that locations of the spec name and that do not exist. Raises ApiError."""
     others = [name for name in named_claims(run.wanted) if name != claim_name(run)]
     return tuple([name for name in others if await cluster.get(CLAIM, run.namespace, name) is None])
 
 
-async def look_at_task(cluster: Cluster, run: Run) -> str | None:
+async def look_at_task(cluster: Reader, run: Run) -> str | None:
     """What the last attempt of prepare was given; needed until the run is frozen. Raises ApiError."""
     attempt = stage_of(run.status, Stage.PREPARE).attempt
     if run.status.frozen_time is not None or not attempt:
@@ -100,7 +100,7 @@ async def look_at_task(cluster: Cluster, run: Run) -> str | None:
 
 
 async def look_at_refusal(
-    cluster: Cluster, run: Run, child: Child | None, pods: Sequence[Pod], now: datetime
+    cluster: Reader, run: Run, child: Child | None, pods: Sequence[Pod], now: datetime
 ) -> Problem | None:
     """Why a child has fewer pods than it wants: its own status does not say, its events do. Raises ApiError."""
     if child is None or child.is_over or child.is_deleting or child.state == "Queued":
@@ -111,7 +111,7 @@ async def look_at_refusal(
     return refusals.of_pods(found or (), child.stage, now)
 
 
-async def look_at_wait(cluster: Cluster, config: OperatorConfig, run: Run, child: Child | None) -> str:
+async def look_at_wait(cluster: Reader, config: OperatorConfig, run: Run, child: Child | None) -> str:
     """Why Kueue lets a child wait, in its own words. Raises ApiError."""
     if not config.read_workloads or child is None or child.state != "Queued":
         return ""
