@@ -37,6 +37,12 @@ class Progress(Model):
     """Position in epochs, such as "0.84" (train)."""
     loss: str | None = None
     """Loss of the last step; a text, since "NaN" is legal."""
+    resumed_from_step: int | None = None
+    """Checkpoint that this process went on from (train)."""
+    checkpoint_step: int | None = None
+    """Newest checkpoint (train)."""
+    best_step: int | None = None
+    """Checkpoint with the highest acceptance length (train)."""
     acceptance: str | None = None
     """Last acceptance length: simulated in train, measured in evaluate."""
     tokens_per_second: str | None = None
@@ -130,6 +136,8 @@ class StoredStates(Model):
     """Positions whose final state was written."""
     bytes: int
     """Bytes written."""
+    tokens_per_second: float | None = None
+    """Rate at which they were captured, also of a shard that was found finished."""
     argmax_agreement: str | None = None
     """Share of labels whose most likely token survives the codec; None for lossless codecs."""
 

@@ -31,6 +31,7 @@ def judge(ledger: Ledger, stage: Stage) -> Fact | None:
         ledger.change_stage(stage, start_time=ledger.time, child=f"{child.kind}/{child.name}")
     if stage is Stage.GENERATE:
         results.keep_shards(ledger, stage, child)
+        planning.measure_shards(ledger)
     if child.state == "Succeeded":
         return finish(ledger, stage, child)
     if child.state == "Failed":
@@ -40,11 +41,7 @@ def judge(ledger: Ledger, stage: Stage) -> Fact | None:
             return finish(ledger, stage, child)
         end(ledger, stage, verdict_of(ledger, stage, child))
         return None
-    if child.state == "Queued":
-        # its pods are gone, and with them the heartbeat that a deadline could wait for
-        ledger.change(progress=None)
-    results.keep_progress(ledger, ledger.seen.progress, child)
-    check_deadlines(ledger, stage, child)
+    keep_on(ledger, stage, child)
     return None
 
 
@@ -191,6 +188,18 @@ def end_stale(ledger: Ledger, stage: Stage, verdict: Verdict) -> None:
 
 
 # -- No end -----------------------------------------------------------------------------------------------------------
+
+
+def keep_on(ledger: Ledger, stage: Stage, child: Child) -> None:
+    """Write down how far an attempt is that goes on, if it may."""
+    if child.state == "Queued":
+        # its pods are gone, and with them the heartbeat that a deadline could wait for
+        ledger.change(progress=None)
+    results.keep_saved(ledger, stage, ledger.seen.progress)
+    results.keep_progress(ledger, ledger.seen.progress, child)
+    if stage is Stage.TRAIN:
+        planning.measure_steps(ledger)
+    check_deadlines(ledger, stage, child)
 
 
 def check_deadlines(ledger: Ledger, stage: Stage, child: Child) -> None:

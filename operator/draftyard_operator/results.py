@@ -142,6 +142,16 @@ def keep_shards(ledger: Ledger, stage: Stage, child: Child) -> None:
     ledger.change_stage(stage, completed_shards=child.completed[:1024], failed_shards=child.failed[:1024])
 
 
+def keep_saved(ledger: Ledger, stage: Stage, reading: Progress | None) -> None:
+    """Keep which checkpoint training went on from, and which it would go on from now."""
+    if reading is None or reading.stage is not stage or stage is not Stage.TRAIN:
+        return
+    if reading.resumed_from_step is not None:
+        ledger.change_stage(stage, resumed_from_step=reading.resumed_from_step)
+    if reading.checkpoint_step is not None:
+        ledger.change(checkpoint=CheckpointStatus(last_step=reading.checkpoint_step, best_step=reading.best_step))
+
+
 def keep_progress(ledger: Ledger, reading: Progress | None, child: Child) -> None:
     """Store a reading when it says a percent more, or now and then that the stage is alive."""
     before = ledger.status.progress

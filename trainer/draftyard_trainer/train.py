@@ -184,6 +184,8 @@ class Run:
         if found is not None and unscored and self._is_due() and self.judges:
             self._save(scores=True)
         self.reporter.begin("training", "steps", self.state.total_steps, done=self.state.step)
+        if found is not None:
+            self.reporter.update(resumed_from_step=found.manifest.step, **self._saved())
 
     def _find(self) -> Found | None:
         """The checkpoint that the leading process chooses.
@@ -272,8 +274,13 @@ class Run:
         self.journal.flush()
         run, trainer, best = self.task.run, self.trainer, self.state.best
         checkpoint.save(self.store, self.fence, run, trainer.draft, trainer.optimizer, self.state)
+        self.reporter.update(**self._saved())
         keep = [best.step] if best else []
         checkpoint.prune(self.store, run, self.state.step, self.task.train.checkpoint.keep_last, keep)
+
+    def _saved(self) -> dict[str, int | None]:
+        """What of the state is in checkpoints, as progress tells it."""
+        return {"checkpoint_step": self.state.step, "best_step": self.state.best.step if self.state.best else None}
 
     def export(self) -> StageResult:
         """Export the best checkpoint, and publish it when nobody judges it later."""
