@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -33,6 +33,8 @@ class Run:
     spec_errors: tuple[str, ...]
     status: DraftTrainingStatus
     is_deleting: bool = False
+    stored: Mapping[str, Json] = field(default_factory=dict)
+    """The status as it was read, with what a newer operator has written and this one does not know."""
 
     @property
     def identity(self) -> RunIdentity:
@@ -60,6 +62,7 @@ def read_run(found: Mapping[str, Json]) -> Run:
         spec_errors=errors,
         status=read_status(found.get("status") or {}),
         is_deleting="deletionTimestamp" in metadata,
+        stored=found.get("status") or {},
     )
 
 

@@ -47,10 +47,11 @@ class Scene:
         self.fake = fake
         self.kubeconfig = fake.kubeconfig(folder)
         self.processes: list[Process] = []
+        self.tasks: dict[Process, asyncio.Task[None]] = {}
 
     @contextlib.asynccontextmanager
-    async def operator(self, rhythm=QUICK, namespaces=(), config=CONFIG, budget=None):
-        """An operator while the block runs; it stops as at a signal."""
+    async def operator(self, rhythm=QUICK, namespaces=(), config=CONFIG, budget=None, ends_by_itself=False):
+        """An operator while the block runs; it stops as at a signal, or `ends_by_itself` before."""
         process = Process(
             Setup(
                 config, self.kubeconfig, namespaces, "127.0.0.1", free_port(), free_port(), rhythm,
@@ -58,7 +59,7 @@ class Scene:
             )
         )  # fmt: skip
         self.processes.append(process)
-        task = asyncio.create_task(process.run())
+        task = self.tasks[process] = asyncio.create_task(process.run())
         try:
             await self.until(lambda: process.shell.is_ready or task.done())
             if task.done():
@@ -66,7 +67,8 @@ class Scene:
             yield process
         finally:
             process.stop.set()
-            await asyncio.wait_for(task, 30)
+            with contextlib.suppress(*([Exception] if ends_by_itself else [])):
+                await asyncio.wait_for(task, 30)
 
     async def until(self, holds, seconds=PATIENCE, told=lambda: ""):
         """Wait until something holds."""

@@ -983,15 +983,6 @@ def test_f31_long_messages_are_cut_and_nan_is_text():
     assert len(world.condition(C.FAILED).message) == 1024
 
 
-def test_f32_fields_of_a_newer_operator_are_left_alone():
-    world = training()
-    newer = world.object["status"] | {"export": {"published": False, "mirror": "s3://elsewhere"}}
-    world.fake.store.replace(world.fake.kind, world.object | {"status": newer})
-    world.cluster.readings["*"] = reading(done=50, total=100)
-    world.settle()
-    assert world.object["status"]["progress"]["percent"] == 50
-
-
 def test_f34_a_claim_that_is_too_small_starts_no_gpu_and_is_looked_at_again_when_it_grows():
     world = World(spec(OFFLINE, workspace={"pvc": {"claimTemplate": {"size": "1Gi"}}}, hiddenStates={"shards": 4}))
     world.settle()
