@@ -1,5 +1,6 @@
-"""Faults of storage as the operator sees them: F23 of the operator's design. What a stage does about torn files and slow
-buckets is tested where stages are (tests/trainer, tests/s3); here is what becomes of the run.
+"""Faults of storage as the operator sees them: F23 of the operator's design.
+
+What a stage does about torn files and slow buckets is tested where stages are; here is what becomes of the run.
 """
 
 from __future__ import annotations
