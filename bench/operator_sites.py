@@ -5,7 +5,6 @@ Neither has a node: pods of `prepare` end well at once, pods of `train` go on, a
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 import threading
@@ -19,24 +18,19 @@ from typing import Any, Protocol
 
 import control_plane
 import trainings
-from api_server import ApiServer
 from control_plane import ControlPlane
-from live import ends_well
+from nodes import Nodes, holding
 from programs import NEWEST, Programs
-from world import NAMESPACE, reading, spec, well
+from world import NAMESPACE, reading, spec
 
-from draftyard_api.names import API_VERSION, KIND, LABEL_MANAGED, LABEL_STAGE, PROGRESS_PORT, Stage
+from draftyard_api.names import API_VERSION, KIND, LABEL_RUN, PROGRESS_PORT, Stage
 from draftyard_operator.testing.fake_cluster import FakeCluster
 from draftyard_operator.testing.kinds import JOB
-from draftyard_operator.testing.pods import Runs, ended, running
 
 Json = Any
 USER = "operator"
 """Who the operator is on the real server: what this user asks is written down, and nothing else."""
-ADDRESS = "127.94.0.1"
-"""Of every pod on the real server: all of them are one process on this machine."""
-EVERYWHERE = "0.0.0.0"  # noqa: S104  pods of the fake server have addresses of this machine's own
-KUBELET_SECONDS = 0.05
+EVERYWHERE = "0.0.0.0"  # noqa: S104  pods have many addresses, all of them of this machine
 AUDIT = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -112,7 +106,7 @@ class FakeSite:
         self.fake = fake
         self.kubeconfig = fake.kubeconfig(folder)
         fake.add_namespace(NAMESPACE)
-        fake.kubelet.script = training_goes_on
+        fake.kubelet.script = holding(Stage.TRAIN)
 
     def add(self, name: str, status: Json | None = None) -> None:
         """A new run; with a status, one that is there since long."""
@@ -135,11 +129,6 @@ class FakeSite:
     def requests(self) -> Counter[str]:
         """Everything that operators have asked so far."""
         return self.fake.server.record.counts()
-
-
-def training_goes_on(pod: Json) -> Any:
-    """What pods do: prepare ends well, training goes on."""
-    return Runs() if pod["metadata"]["labels"][LABEL_STAGE] == Stage.TRAIN else ends_well()(pod)
 
 
 def is_training(metadata: Iterator[Json], name: str) -> bool:
@@ -186,7 +175,7 @@ class RealSite:
 
     def trains(self, name: str) -> bool:
         """Whether a Job trains it that is not being deleted."""
-        selector = f"draftyard.dev/run={name}"
+        selector = f"{LABEL_RUN}={name}"
         found = self.server.request("GET", self._jobs, labelSelector=selector).made()["items"]
         return is_training((one["metadata"] for one in found), name)
 
@@ -200,34 +189,6 @@ class RealSite:
                 part = "/".join(filter(None, (place.get("resource"), place.get("subresource"))))
                 counted[f"{told['verb']} {part or told['requestURI']}"] += 1
         return counted
-
-
-class Kubelet(threading.Thread):
-    """Gives every pod a status, as the kubelet of a node would."""
-
-    def __init__(self, server: ApiServer) -> None:
-        super().__init__(daemon=True)
-        self.server = server
-        self.pods = f"api/v1/namespaces/{NAMESPACE}/pods"
-        self.stopped = threading.Event()
-
-    def run(self) -> None:
-        """Until `stopped`."""
-        waiting = {"labelSelector": f"{LABEL_MANAGED}=true", "fieldSelector": "status.phase=Pending"}
-        while not self.stopped.wait(KUBELET_SECONDS):
-            for pod in self.server.request("GET", self.pods, **waiting).made()["items"]:
-                status = self.status(pod, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-                # whoever is gone meanwhile needs none
-                self.server.patch(f"{self.pods}/{pod['metadata']['name']}/status", {"status": status})
-
-    @staticmethod
-    def status(pod: Json, now: str) -> Json:
-        """What a pod is like from now on."""
-        stage = Stage(pod["metadata"]["labels"][LABEL_STAGE])
-        made = running(pod, ADDRESS, now) if stage is Stage.TRAIN else ended(pod, well(stage, pod), now)
-        for told in made["containerStatuses"]:
-            told.setdefault("imageID", "")
-        return made
 
 
 @asynccontextmanager
@@ -245,12 +206,10 @@ async def real_site(folder: Path) -> AsyncIterator[RealSite]:
         plane = stack.enter_context(control_plane.serving(programs, home, flags=flags))
         trainings.install(plane.client())
         stack.enter_context(control_plane.controllers(plane))
-        kubelet = Kubelet(plane.client())
         site = RealSite(plane, audit)
+        kubelet = Nodes(plane.client(), NAMESPACE, holding(Stage.TRAIN))
         kubelet.start()
         try:
             yield site
         finally:
-            kubelet.stopped.set()
-            with contextlib.suppress(RuntimeError):
-                kubelet.join(10)
+            kubelet.stop()
