@@ -14,7 +14,7 @@ from typing import Any
 
 from draftyard_api.reasons import Reason
 from draftyard_operator import decide, refusals, reporting, schedule
-from draftyard_operator.actions import Action, Create, Delete, Patch, actions, claim_problem, is_ours
+from draftyard_operator.actions import Action, Create, Delete, Patch, actions, claim_problem, is_cleaned_up, is_ours
 from draftyard_operator.census import Census
 from draftyard_operator.cluster import Cluster
 from draftyard_operator.config import OperatorConfig
@@ -25,6 +25,7 @@ from draftyard_operator.metrics import Metrics
 from draftyard_operator.observe import Observed, Problem
 from draftyard_operator.refusals import ApiError
 from draftyard_operator.run import Run, is_terminal, read_run
+from draftyard_operator.status import Event
 
 Json = Any
 
@@ -79,6 +80,9 @@ async def work_on(operator: Operator, run: Run, now: datetime) -> float | None:
         decision = decide.decide(run, seen, operator.config, now, obstacle)
     if not await report(operator, run, decision, now):
         return CONFLICT_SECONDS
+    if obstacle is None and wanted and is_cleaned_up(run, now):
+        told = Event("CleanedUp", f"{len(wanted)} ended children are removed; status, tasks and workspace stay")
+        await reporting.tell(operator.cluster, operator.instance, run, [told], now)
     return schedule.look_again(run, decision.status, seen, len(wanted), now)
 
 

@@ -886,10 +886,12 @@ def test_f26_children_are_removed_when_it_is_time():
     world.later(599)
     world.settle()
     assert world.jobs == [PREPARE_A1, TRAIN_A1]
+    assert "CleanedUp" not in world.events
     world.later(2)
     world.settle()
     assert world.jobs == []
     assert world.due is None
+    assert world.events.count("CleanedUp") == 1
     assert world.status.phase is Phase.SUCCEEDED
     assert world.fake.store.find(CONFIG_MAP, NAMESPACE, TRAIN_A1) is not None
 
