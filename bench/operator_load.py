@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from live import free_port
+from live import PROGRAM, free_port
 from world import World
 
 from operator_sites import Site, answering, fake_site, real_site
 
 Json = Any
-PROGRAM = "import sys; from draftyard_operator.command import operator; sys.exit(operator(sys.argv[1:]))"
 CONFIG = "trainerImage: registry.example/trainer@sha256:00\nresyncSeconds: 60\n"
 PATIENCE = 240.0
 SITES = {"real": real_site, "fake": fake_site}

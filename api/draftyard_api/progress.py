@@ -33,20 +33,20 @@ class Progress(Model):
     """Optimizer step (train)."""
     total_steps: int | None = None
     """Optimizer steps of the whole run (train)."""
+    resumed_from_step: int | None = None
+    """Checkpoint at which this attempt went on; None when it began anew (train)."""
     epoch: str | None = None
     """Position in epochs, such as "0.84" (train)."""
     loss: str | None = None
     """Loss of the last step; a text, since "NaN" is legal."""
-    resumed_from_step: int | None = None
-    """Checkpoint that this process went on from (train)."""
-    checkpoint_step: int | None = None
-    """Newest checkpoint (train)."""
-    best_step: int | None = None
-    """Checkpoint with the highest acceptance length (train)."""
     acceptance: str | None = None
     """Last acceptance length: simulated in train, measured in evaluate."""
     tokens_per_second: str | None = None
     """Rate since the stage started, without what was found finished."""
+    checkpoint_step: int | None = None
+    """Newest checkpoint (train)."""
+    best_step: int | None = None
+    """Checkpoint with the highest acceptance length (train)."""
     estimated_remaining_seconds: int | None = None
     """Time left at that rate."""
     heartbeat: float
@@ -195,6 +195,8 @@ class StageResult(Model):
     """Of generate."""
     trained: Trained | None = None
     """Of train."""
+    resumed_from_step: int | None = None
+    """Checkpoint at which train went on in this attempt; None when it began anew."""
     acceptance: Acceptance | None = None
     """Of evaluate."""
     published: str | None = None

@@ -195,9 +195,10 @@ def keep_on(ledger: Ledger, stage: Stage, child: Child) -> None:
     if child.state == "Queued":
         # its pods are gone, and with them the heartbeat that a deadline could wait for
         ledger.change(progress=None)
-    results.keep_saved(ledger, stage, ledger.seen.progress)
-    results.keep_progress(ledger, ledger.seen.progress, child)
+    else:
+        results.keep_progress(ledger, ledger.seen.progress, child)
     if stage is Stage.TRAIN:
+        results.keep_saved(ledger, ledger.seen.progress)
         planning.measure_steps(ledger)
     check_deadlines(ledger, stage, child)
 

@@ -220,14 +220,22 @@ class Shell:
         now = self._clock()
         is_full = self._last_full is None or now - self._last_full >= self.rhythm.full_seconds
         rests = await self._at_rest() if is_full else is_over
-        existing = set()
+        existing: set[Key] = set()
+        later: list[Key] = []
         async for run in self._list_runs():
             key = Key(run["metadata"]["namespace"], run["metadata"]["name"])
             existing.add(key)
             if not (is_over(run) and rests(run)):
-                self.queue.add(key, self._priority(key, run), now)
+                priority = self._priority(key, run)
+                if priority is Priority.SPEC:
+                    self.queue.add(key, priority, now)
+                else:
+                    later.append(key)
             # a page holds 500 objects, and others want to go on meanwhile
             await asyncio.sleep(0)
+        # all at once: one census serves all of them
+        for key in later:
+            self.queue.add(key, since=now)
         self.metrics.keep_only(existing)
         self._last_resync = self._clock()
         self._last_full = now if is_full else self._last_full

@@ -55,8 +55,6 @@ class Nodes(threading.Thread):
         """Say what a pod does from now on; one that is gone meanwhile does nothing."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         status = running(pod, ADDRESS, now) if isinstance(behaviour, Runs) else ended(pod, behaviour, now)
-        for told in status["containerStatuses"]:
-            told.setdefault("imageID", "")
         self.server.patch(f"{self.pods}/{pod['metadata']['name']}/status", {"status": status})
 
     def end(self, stage: Stage) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import control_plane
 from control_plane import ControlPlane, Running
+from live import PROGRAM
 
 Json = Any
 
-PROGRAM = "import sys; from draftyard_operator.command import operator; sys.exit(operator(sys.argv[1:]))"
 RESYNC_SECONDS = 5
 """The shortest that there is; a resync takes up to twice as long."""
 CONFIG = {"trainerImage": "example.com/trainer:1", "resyncSeconds": RESYNC_SECONDS, "gpuResource": ""}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import socket
+import sys
 import time
 
 from world import CONFIG, NAMESPACE, well
@@ -21,6 +23,7 @@ from draftyard_operator.testing.kinds import JOB, PYTORCH_JOB
 QUICK = Rhythm(resync_seconds=1.0, full_seconds=5.0)
 SLOW = Rhythm(resync_seconds=300.0)
 UNLIMITED = 1e9
+PROGRAM = "import sys; from draftyard_operator.command import operator; sys.exit(operator(sys.argv[1:]))"
 PATIENCE = 60.0
 
 
@@ -69,6 +72,23 @@ class Scene:
             process.stop.set()
             with contextlib.suppress(*([Exception] if ends_by_itself else [])):
                 await asyncio.wait_for(task, 30)
+
+    @contextlib.asynccontextmanager
+    async def other_process(self):
+        """An operator in a process of its own: at its end kopf cancels every task of its loop."""
+        file = self.kubeconfig.parent / "config.yaml"
+        file.write_text(json.dumps({"trainerImage": CONFIG.trainer_image, "resyncSeconds": 5}))
+        given = ["--config", file, "--kubeconfig", self.kubeconfig, "--metrics-port", free_port()]
+        given += ["--health-port", free_port()]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PROGRAM, *map(str, given), stderr=asyncio.subprocess.DEVNULL
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
 
     async def until(self, holds, seconds=PATIENCE, told=lambda: ""):
         """Wait until something holds."""

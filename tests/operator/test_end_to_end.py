@@ -66,9 +66,8 @@ def test_the_table_grants_nothing_that_nobody_needs(tmp_path):
     async def story(scene):
         scene.fake.kubelet.script = holding(Stage.GENERATE, Stage.TRAIN)
         for kind, name in TAKEN:
-            scene.fake.store.create(
-                kind, {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": {"suspend": True}}
-            )
+            theirs = {"suspend": True, "runPolicy": {"suspend": True}}
+            scene.fake.store.create(kind, {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": theirs})
         async with scene.operator():
             scene.fake.add_run(NAMESPACE, "online", spec())
             for kind, name in TAKEN:

@@ -56,10 +56,13 @@ class PodMaker:
         return [self._again.pop(uid)[1] for uid in found]
 
     def make(self, owner: Json, name: str, template: Json, labels: Json, annotations: Json | None = None) -> None:
-        """Create a pod of an owner, unless the namespace goes, or the pod is there."""
+        """Create a pod of an owner, unless the namespace goes, the pod is there, or one was refused just now."""
         namespace = owner["metadata"]["namespace"]
         home = self.store.find(NAMESPACE, "", namespace)
         if home is None or "deletionTimestamp" in home["metadata"] or self.store.find(POD, namespace, name):
+            return
+        if owner["metadata"]["uid"] in self._again:
+            # controllers wait between two tries
             return
         metadata = template.get("metadata") or {}
         reference = {

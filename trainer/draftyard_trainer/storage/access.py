@@ -15,7 +15,7 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def is_refused(error: OSError) -> bool:
     """Whether it is about a file that may not be used so."""
-    return error.errno in REFUSED and error.filename is not None
+    return error.errno in REFUSED and isinstance(error.filename, str | bytes)
 
 
 def denied(where: str, error: OSError) -> Failure:
