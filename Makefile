@@ -99,8 +99,11 @@ bench-data: fixtures s3-server tokenizers ## what stored hidden states take, cos
 bench-on-path: fixtures ## acceptance against time of training, unrolled in full and along the path of a server (about an hour)
 	$(MAKE) -C bench on-path
 
-bench-operator: venv ## the operator with 1,000 objects: start, memory, time to act, requests (3 minutes)
-	PYTHONPATH=tests/operator $(BIN)/python bench/operator_load.py --out build/bench/operator.json
+bench-operator: cluster-programs ## the operator with 1,000 and 5,000 objects: start, memory, time to act, requests (10 minutes)
+	PYTHONPATH=tests/operator:tests/cluster $(BIN)/python bench/operator_load.py real --out build/bench/operator-real.json
+	PYTHONPATH=tests/operator:tests/cluster $(BIN)/python bench/operator_load.py fake --objects 5000 --idle 60 \
+	  --out build/bench/operator-fake.json
+	$(BIN)/python bench/operator_report.py build/bench docs/performance.md
 
 bench-gpu: venv ## the training step on a GPU beside the bare products of that step
 	$(MAKE) -C bench gpu

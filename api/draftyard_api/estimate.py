@@ -241,24 +241,49 @@ def measured(
     )
     factor = sum(shard.bytes for shard in shards) / hidden_state_bytes(spec, shape, stored)
     states = math.ceil(factor * hidden_state_bytes(spec, shape, amount))
-    generate = sum(result.seconds or 0.0 for result in finished) * amount.tokens / tokens / 3600
-    gpus = spec.target.tensor_parallel
-    others = [made.gpu_hours.train, made.gpu_hours.evaluate]
+    generate = sum(capture_seconds(result) for result in finished) * amount.tokens / tokens / 3600
     return made.model_copy(
         update={
             "basis": "Measured",
             "bytes": made.bytes.model_copy(
                 update={"hidden_states": states, "needed": made.bytes.needed - made.bytes.hidden_states + states}
             ),
-            "gpu_hours": made.gpu_hours.model_copy(
-                update={
-                    "generate": hours_text(generate * gpus),
-                    "total": hours_text(generate * gpus + sum(float(other) for other in others if other)),
-                }
-            ),
+            "gpu_hours": with_hours(made.gpu_hours, generate=generate * spec.target.tensor_parallel),
             "assumes": f"{made.assumes}; generate as measured on {len(shards)} of {made.shards} shards",
         }
     )
+
+
+def capture_seconds(result: StageResult) -> float:
+    """What a shard took to make; one that was found finished says at which rate it was made."""
+    states = result.hidden_states
+    if states is None or states.tokens_per_second is None:
+        return result.seconds or 0.0
+    return states.tokens / states.tokens_per_second
+
+
+# -- What finished steps say ----------------------------------------------------------------------------
+
+TRAIN_MEASURED = "; train as measured"
+
+
+def measured_training(made: Plan, spec: DraftTrainingSpec, train_tokens: int, tokens_per_second: float) -> Plan:
+    """The plan with the speed of finished steps in place of the assumed one. `tokens_per_second`: over all GPUs."""
+    hours = spec.train.epochs * train_tokens / tokens_per_second / 3600
+    return made.model_copy(
+        update={
+            "basis": "Measured",
+            "gpu_hours": with_hours(made.gpu_hours, train=hours * spec.train.nodes * spec.train.gpus_per_node),
+            "assumes": made.assumes.removesuffix(TRAIN_MEASURED) + TRAIN_MEASURED,
+        }
+    )
+
+
+def with_hours(before: GpuHours, **hours: float) -> GpuHours:
+    """GPU-hours with those of some stages replaced, and their sum."""
+    made = before.model_copy(update={stage: hours_text(value) for stage, value in hours.items()})
+    parts = (made.generate, made.train, made.evaluate)
+    return made.model_copy(update={"total": hours_text(sum(float(part) for part in parts if part))})
 
 
 # -- What to do where it does not fit -----------------------------------------------------------------

@@ -33,6 +33,8 @@ class Progress(Model):
     """Optimizer step (train)."""
     total_steps: int | None = None
     """Optimizer steps of the whole run (train)."""
+    resumed_from_step: int | None = None
+    """Checkpoint at which this attempt went on; None when it began anew (train)."""
     epoch: str | None = None
     """Position in epochs, such as "0.84" (train)."""
     loss: str | None = None
@@ -41,6 +43,10 @@ class Progress(Model):
     """Last acceptance length: simulated in train, measured in evaluate."""
     tokens_per_second: str | None = None
     """Rate since the stage started, without what was found finished."""
+    checkpoint_step: int | None = None
+    """Newest checkpoint (train)."""
+    best_step: int | None = None
+    """Checkpoint with the highest acceptance length (train)."""
     estimated_remaining_seconds: int | None = None
     """Time left at that rate."""
     heartbeat: float
@@ -130,6 +136,8 @@ class StoredStates(Model):
     """Positions whose final state was written."""
     bytes: int
     """Bytes written."""
+    tokens_per_second: float | None = None
+    """Rate at which they were captured, also of a shard that was found finished."""
     argmax_agreement: str | None = None
     """Share of labels whose most likely token survives the codec; None for lossless codecs."""
 
@@ -187,6 +195,8 @@ class StageResult(Model):
     """Of generate."""
     trained: Trained | None = None
     """Of train."""
+    resumed_from_step: int | None = None
+    """Checkpoint at which train went on in this attempt; None when it began anew."""
     acceptance: Acceptance | None = None
     """Of evaluate."""
     published: str | None = None

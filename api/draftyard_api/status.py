@@ -261,8 +261,6 @@ class HiddenStatesStatus(Model):
     """On disk."""
     argmax_agreement: Decimal | None = None
     """Share of labels that survive the codec."""
-    reclaimed: bool = False
-    """Whether they were removed after the end."""
 
 
 class ExportStatus(Model):

@@ -86,9 +86,8 @@ def delete(child: Child) -> Delete:
 
 def after_the_end(run: Run, seen: Observed, now: datetime) -> Iterator[Action]:
     """Of an ended run, what still runs is stopped at once, and what has ended goes when it is time."""
-    due = cleanup_time(run)
     for child in seen.children:
-        is_due = (due is not None and now >= due) or lingers(child, seen.pods, now)
+        is_due = is_cleaned_up(run, now) or lingers(child, seen.pods, now)
         if not child.is_deleting and (is_due or not child.is_over):
             yield delete(child)
 
@@ -101,6 +100,12 @@ def cleanup_time(run: Run) -> datetime | None:
     if run.spec.cleanup.children == "OnSuccess" and not holds(run.status, ConditionType.COMPLETE):
         return None
     return times.parse(ended) + timedelta(seconds=run.spec.cleanup.ttl_seconds_after_finished)
+
+
+def is_cleaned_up(run: Run, now: datetime) -> bool:
+    """Whether it is time that ended children of an ended run are gone."""
+    due = cleanup_time(run) if is_terminal(run.status) else None
+    return due is not None and now >= due
 
 
 # -- What should be there ---------------------------------------------------------------------------------------------

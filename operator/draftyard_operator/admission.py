@@ -17,6 +17,7 @@ from draftyard_operator.status import Fact
 
 MANY_WRITERS = "ReadWriteMany"
 INSTALL = "install training-operator 1.9.4, or set train.nodes: 1"
+SWITCHED_OFF = "needs a PyTorchJob, and this operator makes none (its chart has rbac.pytorchJobs: false)"
 
 
 def check(run: Run, seen: Observed, config: OperatorConfig) -> Fact:
@@ -26,7 +27,7 @@ def check(run: Run, seen: Observed, config: OperatorConfig) -> Fact:
     wrong = list(unallowed(run.spec, config))
     if wrong:
         return refused(Reason.INVALID_SPEC, "; ".join(wrong))
-    for found in (check_backend(run, seen), check_claims(run, seen)):
+    for found in (check_backend(run, seen, config), check_claims(run, seen)):
         if found is not None:
             return found
     return Fact("True", Reason.SPEC_ACCEPTED, "the spec is accepted")
@@ -76,15 +77,28 @@ def choose_backend(spec: DraftTrainingSpec, serves_pytorch_jobs: bool) -> Backen
     return "PyTorchJob" if wants else "Job"
 
 
-def check_backend(run: Run, seen: Observed) -> Fact | None:
+def check_backend(run: Run, seen: Observed, config: OperatorConfig) -> Fact | None:
     """What is wrong with the backend; it is needed once training is next, and said from the start."""
-    spec = run.wanted
-    chosen = run.status.backend or choose_backend(spec, seen.serves_pytorch_jobs)
-    if stage_of(run.status, Stage.TRAIN).state == "Succeeded" or chosen == "Job" or seen.serves_pytorch_jobs:
+    spec, status = run.wanted, run.status
+    kept = status.backend if status.frozen_time is not None else None
+    chosen = kept or choose_backend(spec, seen.serves_pytorch_jobs)
+    if stage_of(status, Stage.TRAIN).state == "Succeeded" or chosen == "Job" or seen.serves_pytorch_jobs:
         return None
+    if not config.pytorch_jobs:
+        return refused(Reason.BACKEND_UNAVAILABLE, switched_off(spec))
     asks = f"train.nodes {spec.train.nodes}" if spec.train.nodes > 1 else "backend PyTorchJob"
     message = f"{asks} needs PyTorchJob (kubeflow.org/v1), which is not installed: {INSTALL}"
     return refused(Reason.BACKEND_UNAVAILABLE, message)
+
+
+def switched_off(spec: DraftTrainingSpec) -> str:
+    """What somebody reads whose run needs what this operator may not make."""
+    if spec.train.nodes > 1:
+        return (
+            f"train.nodes: given {spec.train.nodes}, which {SWITCHED_OFF}; accepted: 1; set train.nodes: 1, or have "
+            "rbac.pytorchJobs switched on"
+        )
+    return f"backend: PyTorchJob {SWITCHED_OFF}; accepted: Job; set backend: Job, or have rbac.pytorchJobs switched on"
 
 
 # -- Claims -----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from draftyard_operator import deadlines, failure, intervals, planning, results,
 from draftyard_operator.failure import Effect, Verdict
 from draftyard_operator.ledger import Ledger
 from draftyard_operator.observe import Child, lingers
+from draftyard_operator.run import pods_wanted
 from draftyard_operator.status import Fact
 
 GIVEN_UP = ("FailedIndexes", "MaxFailedIndexesExceeded")
@@ -30,6 +31,7 @@ def judge(ledger: Ledger, stage: Stage) -> Fact | None:
         ledger.change_stage(stage, start_time=ledger.time, child=f"{child.kind}/{child.name}")
     if stage is Stage.GENERATE:
         results.keep_shards(ledger, stage, child)
+        planning.measure_shards(ledger)
     if child.state == "Succeeded":
         return finish(ledger, stage, child)
     if child.state == "Failed":
@@ -39,11 +41,7 @@ def judge(ledger: Ledger, stage: Stage) -> Fact | None:
             return finish(ledger, stage, child)
         end(ledger, stage, verdict_of(ledger, stage, child))
         return None
-    if child.state == "Queued":
-        # its pods are gone, and with them the heartbeat that a deadline could wait for
-        ledger.change(progress=None)
-    results.keep_progress(ledger, ledger.seen.progress, child)
-    check_deadlines(ledger, stage, child)
+    keep_on(ledger, stage, child)
     return None
 
 
@@ -95,7 +93,7 @@ def without_result(ledger: Ledger, stage: Stage, child: Child) -> None:
     if any(pod.is_live for pod in pods):
         message = f"{child.name}: ended well, and the pod with its result did not end"
         ledger.end_attempt(stage, Reason.RESULT_LOST, message, counted=False)
-    elif len(pods) < (ledger.run.wanted.train.nodes if stage is Stage.TRAIN else 1):
+    elif len(pods) < pods_wanted(ledger.run, stage):
         message = f"{child.name}: ended well, and no result is left; what it made is verified by the next attempt"
         ledger.end_attempt(stage, Reason.RESULT_LOST, message, counted=False)
     else:
@@ -190,6 +188,19 @@ def end_stale(ledger: Ledger, stage: Stage, verdict: Verdict) -> None:
 
 
 # -- No end -----------------------------------------------------------------------------------------------------------
+
+
+def keep_on(ledger: Ledger, stage: Stage, child: Child) -> None:
+    """Write down how far an attempt is that goes on, if it may."""
+    if child.state == "Queued":
+        # its pods are gone, and with them the heartbeat that a deadline could wait for
+        ledger.change(progress=None)
+    else:
+        results.keep_progress(ledger, ledger.seen.progress, child)
+    if stage is Stage.TRAIN:
+        results.keep_saved(ledger, ledger.seen.progress)
+        planning.measure_steps(ledger)
+    check_deadlines(ledger, stage, child)
 
 
 def check_deadlines(ledger: Ledger, stage: Stage, child: Child) -> None:

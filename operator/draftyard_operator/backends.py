@@ -8,6 +8,7 @@ from typing import Any
 
 from draftyard_api.names import Stage
 from draftyard_api.status import Backend
+from draftyard_operator.config import OperatorConfig
 from draftyard_operator.kinds import JOB, PYTORCH_JOB, Kind
 from draftyard_operator.manifests import evaluate, generate, prepare, train
 from draftyard_operator.manifests.work import Manifest, Work
@@ -38,6 +39,11 @@ BACKENDS: Mapping[Backend, Row] = {
     ),
     "PyTorchJob": Row(PYTORCH_JOB, {Stage.TRAIN: train.pytorch_job}, read_pytorch_job),
 }
+
+
+def allowed(config: OperatorConfig) -> Mapping[Backend, Row]:
+    """What this operator may watch, list and make."""
+    return {kind: row for kind, row in BACKENDS.items() if kind != "PyTorchJob" or config.pytorch_jobs}
 
 
 def backend_of(work: Work) -> Backend:

@@ -41,16 +41,26 @@ class Meter(Protocol):
         ...
 
 
-class Cluster(Protocol):
-    """What a pass asks of a cluster. Every call may raise ApiError."""
+class Reader(Protocol):
+    """What a pass reads of a cluster. Every call may raise ApiError."""
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
         """One object; None when it does not exist."""
         ...
 
-    async def list(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> Sequence[Json] | None:
-        """Objects by their labels, of one namespace or (empty) of all; None when the kind is not served."""
+    async def list(
+        self, kind: Kind, namespace: str, labels: Mapping[str, str], fields: Mapping[str, str] | None = None
+    ) -> Sequence[Json] | None:
+        """Objects by labels and fields, of one namespace or (empty) of all; None when the kind is not served."""
         ...
+
+    async def progress(self, ip: str) -> Progress | None:
+        """What the pod at an address reports; None when it does not answer, or not as it should."""
+        ...
+
+
+class Cluster(Reader, Protocol):
+    """What a pass reads and writes. Every call may raise ApiError."""
 
     async def create(self, kind: Kind, namespace: str, manifest: Json) -> Json:
         """Make an object. Returns what was stored."""
@@ -62,10 +72,6 @@ class Cluster(Protocol):
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """Delete an object and wait for what it owns (Foreground); nothing when it is gone or another one."""
-        ...
-
-    async def progress(self, ip: str) -> Progress | None:
-        """What the pod at an address reports; None when it does not answer, or not as it should."""
         ...
 
 
@@ -106,20 +112,25 @@ class KubernetesCluster:
                 return None
             raise
 
-    async def list(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> Sequence[Json] | None:
-        """Objects by their labels; None when the kind is not served. Raises ApiError."""
+    async def list(
+        self, kind: Kind, namespace: str, labels: Mapping[str, str], fields: Mapping[str, str] | None = None
+    ) -> Sequence[Json] | None:
+        """Objects by labels and fields; None when the kind is not served. Raises ApiError."""
         try:
-            return [found async for found in self.each(kind, namespace, labels)]
+            return [found async for found in self.each(kind, namespace, labels, fields)]
         except ApiError as error:
             if error.is_missing:
                 return None
             raise
 
-    async def each(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> AsyncIterator[Json]:
-        """Objects by their labels, of one namespace or (empty) of all, read page by page. Raises ApiError."""
+    async def each(
+        self, kind: Kind, namespace: str, labels: Mapping[str, str], fields: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Json]:
+        """Objects by labels and fields, of one namespace or (empty) of all, read page by page. Raises ApiError."""
         query = {"limit": str(PAGE)}
-        if labels:
-            query["labelSelector"] = ",".join(f"{name}={value}" for name, value in labels.items())
+        for name, wanted in (("labelSelector", labels), ("fieldSelector", fields)):
+            if wanted:
+                query[name] = ",".join(f"{key}={value}" for key, value in wanted.items())
         request = Request("list", resource(kind))
         while True:
             found = await self._send(request, "GET", f"{kind.path(namespace)}?{urlencode(query)}")

@@ -17,9 +17,10 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from draftyard_api.exit_codes import ExitCode
+from draftyard_operator import backends, census, handlers, logs, metrics, rest
 from draftyard_operator import config as configs
-from draftyard_operator import handlers, logs, metrics, rest
 from draftyard_operator.budget import Budget
+from draftyard_operator.census import Census, Surveys
 from draftyard_operator.cluster import KubernetesCluster
 from draftyard_operator.config import OperatorConfig
 from draftyard_operator.kinds import RUN
@@ -104,6 +105,7 @@ class Process:
             self.metrics,
             setup.rhythm or Rhythm(setup.config.resync_seconds, 10.0 * setup.config.resync_seconds),
         )
+        self.surveys = Surveys(self.survey)
         self.stop = asyncio.Event()
         """Ends it, as a signal does."""
         self.cluster: KubernetesCluster | None = None
@@ -119,7 +121,8 @@ class Process:
         instance = os.environ.get(INSTANCE) or "draftyard-operator"
         self._operator = Operator(self.cluster, setup.config, self.metrics, instance)
         try:
-            registry = handlers.registry(self.shell, hooks, setup.namespaces)
+            children = [row.kind for row in backends.allowed(setup.config).values()]
+            registry = handlers.registry(self.shell, hooks, setup.namespaces, children)
             liveness = f"http://{setup.host}:{setup.health_port}/healthz"
             await handlers.run(registry, setup.namespaces, liveness, self.stop)
         finally:
@@ -137,13 +140,20 @@ class Process:
     async def look(self, key: Key) -> float | None:
         """One pass over one object. Raises ApiError."""
         assert self._operator is not None
-        return await reconcile(self._operator, key.namespace, key.name, datetime.now(UTC))
+        queue = self.shell.queue
+        # a person who has changed a spec does not wait for what the others need
+        shared = None if queue.is_urgent(key) else await self.surveys.since(queue.since(key), queue.depth)
+        return await reconcile(self._operator, key.namespace, key.name, datetime.now(UTC), shared)
+
+    async def survey(self) -> Census:
+        """What exists of all runs. Raises ApiError."""
+        assert self.cluster is not None
+        return await census.take(self.cluster, self.setup.config, self.setup.namespaces)
 
     async def at_rest(self) -> Callable[[Json], bool]:
         """Whether an ended run may be left alone. Raises ApiError."""
         assert self._operator is not None
-        assert self.cluster is not None
-        return await rest.at_rest(self._operator, self.cluster, self.setup.namespaces, datetime.now(UTC))
+        return rest.at_rest(self._operator, await self.surveys.anew(), datetime.now(UTC))
 
     async def list_runs(self) -> AsyncIterator[Json]:
         """Every DraftTraining of the watched namespaces. Raises ApiError."""

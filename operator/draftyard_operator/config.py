@@ -35,6 +35,8 @@ class OperatorConfig(Model):
     """Namespaces that are watched; empty: all."""
     fs_group: Annotated[int, Field(ge=1)] | None = 10001
     """Group that owns the volumes of pods which name none; null where the cluster assigns one (OpenShift)."""
+    pytorch_jobs: bool = True
+    """Train as PyTorchJobs where the kind is served; off: none is watched, listed or made."""
     read_workloads: bool = False
     """Ask Kueue's Workloads why a run waits; needs the right to list them."""
 

@@ -91,6 +91,9 @@ def judge_running(book: Ledger) -> Fact | None:
     stage = book.current()
     if stage is None or book.stage(stage).state != "Running":
         return None
+    if stage is Stage.TRAIN and book.status.backend == "PyTorchJob" and not book.seen.serves_pytorch_jobs:
+        # a child that cannot be listed is not gone
+        return None
     return attempts.judge(book, stage)
 
 

@@ -14,11 +14,12 @@ from typing import Any, cast
 import kopf
 
 from draftyard_api.names import GROUP, LABEL_MANAGED, LABEL_RUN, PLURAL, VERSION
+from draftyard_operator.kinds import JOB, PYTORCH_JOB, Kind
 from draftyard_operator.shell import Shell, Unhealthy
 
 Json = Any
 Step = Callable[[], Awaitable[None]]
-CHILDREN = (("batch", "v1", "jobs"), ("kubeflow.org", "v1", "pytorchjobs"))
+CHILDREN = (JOB, PYTORCH_JOB)
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Hooks:
     """False: the ServiceAccount of the pod."""
 
 
-def registry(shell: Shell, hooks: Hooks, namespaces: Sequence[str] = ()) -> kopf.OperatorRegistry:
-    """All handlers of one operator."""
+def registry(
+    shell: Shell, hooks: Hooks, namespaces: Sequence[str] = (), children: Sequence[Kind] = CHILDREN
+) -> kopf.OperatorRegistry:
+    """All handlers of one operator; `children` are the kinds that it watches beside the runs."""
     made = kopf.OperatorRegistry()
     _activities(made, shell, hooks, namespaces)
-    _events(made, shell)
+    _events(made, shell, children)
     return made
 
 
@@ -70,7 +73,7 @@ def _activities(made: kopf.OperatorRegistry, shell: Shell, hooks: Hooks, namespa
         return "ok"
 
 
-def _events(made: kopf.OperatorRegistry, shell: Shell) -> None:
+def _events(made: kopf.OperatorRegistry, shell: Shell, children: Sequence[Kind]) -> None:
     """What is watched."""
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=made, id="run")
@@ -82,8 +85,8 @@ def _events(made: kopf.OperatorRegistry, shell: Shell) -> None:
         if namespace and name:
             shell.saw_child(namespace, name)
 
-    for group, version, plural in CHILDREN:
-        kopf.on.event(group, version, plural, registry=made, id=f"child-{plural}")(child)
+    for kind in children:
+        kopf.on.event(kind.group, kind.version, kind.plural, registry=made, id=f"child-{kind.plural}")(child)
 
 
 def configure(settings: kopf.OperatorSettings, namespaces: Sequence[str] = ()) -> None:
@@ -101,8 +104,8 @@ def configure(settings: kopf.OperatorSettings, namespaces: Sequence[str] = ()) -
     settings.persistence.finalizer = f"{GROUP}/kopf"
     # With namespaces named one by one, nobody may have granted the list of all namespaces and definitions.
     settings.scanning.disabled = bool(namespaces)
-    for group, _, plural in CHILDREN:
-        settings.watching.label_selectors[group, plural] = f"{LABEL_MANAGED}=true"
+    for kind in CHILDREN:
+        settings.watching.label_selectors[kind.group, kind.plural] = f"{LABEL_MANAGED}=true"
 
 
 async def run(

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from draftyard_api import names
 from draftyard_api.names import Stage
-from draftyard_operator import observe
-from draftyard_operator.backends import BACKENDS
-from draftyard_operator.cluster import Cluster
+from draftyard_operator import observe, refusals
+from draftyard_operator.backends import BACKENDS, allowed
+from draftyard_operator.cluster import Reader
 from draftyard_operator.config import OperatorConfig
-from draftyard_operator.kinds import CLAIM, CONFIG_MAP, POD, WORKLOAD
-from draftyard_operator.observe import Child, Claim, Observed, Pod
-from draftyard_operator.run import Run, claim_name, current_stage, is_terminal, named_claims, stage_of
+from draftyard_operator.kinds import CLAIM, CONFIG_MAP, EVENT, POD, WORKLOAD
+from draftyard_operator.observe import Child, Claim, Observed, Pod, Problem
+from draftyard_operator.run import (
+    Run,
+    claim_name,
+    current_stage,
+    is_terminal,
+    named_claims,
+    pods_wanted,
+    stage_of,
+)
 
 Json = Any
 KUEUE_JOB = "kueue.x-k8s.io/job-uid"
 
 
-async def look(cluster: Cluster, config: OperatorConfig, run: Run) -> Observed:
+async def look(cluster: Reader, config: OperatorConfig, run: Run, now: datetime) -> Observed:
     """Everything that a pass needs to know. Raises ApiError."""
     labels = {names.LABEL_UID: run.uid}
-    lists = {kind: await cluster.list(row.kind, run.namespace, labels) for kind, row in BACKENDS.items()}
+    lists = {kind: await cluster.list(row.kind, run.namespace, labels) for kind, row in allowed(config).items()}
     children = tuple(
         child for kind, found in lists.items() for child in map(BACKENDS[kind].read, found or ()) if child is not None
     )
-    serves = lists["PyTorchJob"] is not None
+    serves = lists.get("PyTorchJob") is not None
     if run.spec is None or (is_terminal(run.status) and not children):
         return Observed(children=children, serves_pytorch_jobs=serves)
     pods = await look_at_pods(cluster, run, children)
@@ -41,11 +51,12 @@ async def look(cluster: Cluster, config: OperatorConfig, run: Run) -> Observed:
         prepare_task=await look_at_task(cluster, run),
         serves_pytorch_jobs=serves,
         wait=await look_at_wait(cluster, config, run, child),
+        refusal=await look_at_refusal(cluster, run, child, pods, now),
         missing_claims=await missing_claims(cluster, run),
     )
 
 
-async def look_at_pods(cluster: Cluster, run: Run, children: tuple[Child, ...]) -> tuple[Pod, ...]:
+async def look_at_pods(cluster: Reader, run: Run, children: tuple[Child, ...]) -> tuple[Pod, ...]:
     """Pods of the run. One that nobody of ours has made may carry our labels, and is not believed. Raises ApiError."""
     listed = await cluster.list(POD, run.namespace, {names.LABEL_UID: run.uid}) or ()
     owners = {child.uid for child in children}
@@ -67,19 +78,19 @@ def running_child(run: Run, children: tuple[Child, ...]) -> Child | None:
     return next(found, None) if held.state == "Running" else None
 
 
-async def look_at_claim(cluster: Cluster, run: Run, name: str | None) -> Claim | None:
+async def look_at_claim(cluster: Reader, run: Run, name: str | None) -> Claim | None:
     """The workspace's claim. Raises ApiError."""
     found = await cluster.get(CLAIM, run.namespace, name) if name is not None else None
     return None if found is None else observe.read_claim(found)
 
 
-async def missing_claims(cluster: Cluster, run: Run) -> tuple[str, ...]:
+async def missing_claims(cluster: Reader, run: Run) -> tuple[str, ...]:
     """Claims that locations of the spec name and that do not exist. Raises ApiError."""
     others = [name for name in named_claims(run.wanted) if name != claim_name(run)]
     return tuple([name for name in others if await cluster.get(CLAIM, run.namespace, name) is None])
 
 
-async def look_at_task(cluster: Cluster, run: Run) -> str | None:
+async def look_at_task(cluster: Reader, run: Run) -> str | None:
     """What the last attempt of prepare was given; needed until the run is frozen. Raises ApiError."""
     attempt = stage_of(run.status, Stage.PREPARE).attempt
     if run.status.frozen_time is not None or not attempt:
@@ -88,7 +99,19 @@ async def look_at_task(cluster: Cluster, run: Run) -> str | None:
     return None if found is None else (found.get("data") or {}).get(names.TASK_FILE)
 
 
-async def look_at_wait(cluster: Cluster, config: OperatorConfig, run: Run, child: Child | None) -> str:
+async def look_at_refusal(
+    cluster: Reader, run: Run, child: Child | None, pods: Sequence[Pod], now: datetime
+) -> Problem | None:
+    """Why a child has fewer pods than it wants: its own status does not say, its events do. Raises ApiError."""
+    if child is None or child.is_over or child.is_deleting or child.state == "Queued":
+        return None
+    if sum(pod.is_live and pod.owner_uid == child.uid for pod in pods) >= pods_wanted(run, child.stage):
+        return None
+    found = await cluster.list(EVENT, run.namespace, {}, {"involvedObject.uid": child.uid, "type": "Warning"})
+    return refusals.of_pods(found or (), child.stage, now)
+
+
+async def look_at_wait(cluster: Reader, config: OperatorConfig, run: Run, child: Child | None) -> str:
     """Why Kueue lets a child wait, in its own words. Raises ApiError."""
     if not config.read_workloads or child is None or child.state != "Queued":
         return ""

@@ -136,6 +136,8 @@ class Observed:
     serves_pytorch_jobs: bool = False
     wait: str = ""
     """Why Kueue lets the child wait, where that may be read."""
+    refusal: Problem | None = None
+    """Why the child's pods cannot be made, while some are missing."""
     missing_claims: tuple[str, ...] = ()
     """Claims that the spec names and that do not exist."""
 

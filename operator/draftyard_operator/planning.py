@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 from draftyard_api import estimate
+from draftyard_api.names import Stage
 from draftyard_api.progress import Prepared
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import DraftTrainingSpec
-from draftyard_api.status import GpuHours, Plan, PlannedBytes
+from draftyard_api.status import GpuHours, Plan, PlannedBytes, ProgressStatus
 from draftyard_api.targets import WELL_KNOWN, TargetShape
-from draftyard_operator.ledger import Ledger
+from draftyard_operator import results
+from draftyard_operator.ledger import MAX_MESSAGE, Ledger
 from draftyard_operator.run import claim_name
 from draftyard_operator.status import Fact
 
 
 def fill_plan(ledger: Ledger, prepared: Prepared) -> Fact:
-    """Store the plan; whether it fits. Nothing that is seen later changes a plan of a run that is frozen."""
+    """Store the plan; whether it fits. Nothing that is seen later changes whether a run that is frozen may go on."""
     spec, claim = ledger.run.wanted, ledger.seen.claim
     made = make_plan(spec, prepared)
     capacity = claim.capacity if claim else None
@@ -60,6 +64,44 @@ def make_plan(spec: DraftTrainingSpec, prepared: Prepared) -> Plan:
             "shards": None if made.shards is None else min(made.shards, max(counts.documents, 1)),
         }
     )
+
+
+def measure_shards(ledger: Ledger) -> None:
+    """Put what finished shards took in place of what was assumed; their number and the claim stay."""
+    plan, spec, prepared = ledger.status.plan, ledger.run.wanted, known(ledger)
+    shape = shape_of(spec, prepared) if prepared is not None else None
+    finished = results.succeeded(ledger.seen.pods_of(Stage.GENERATE))
+    if plan is None or prepared is None or shape is None or not finished:
+        return
+    made = estimate.measured(make_plan(spec, prepared), spec, shape, estimate.counted(prepared.counts), finished)
+    sizes = {"hidden_states": made.bytes.hidden_states, "needed": made.bytes.needed}
+    told = {"basis": made.basis, "gpu_hours": made.gpu_hours, "assumes": made.assumes[:MAX_MESSAGE]}
+    ledger.change(plan=plan.model_copy(update=told | {"bytes": plan.bytes.model_copy(update=sizes)}))
+
+
+def measure_steps(ledger: Ledger) -> None:
+    """Put the rate of training in place of what was assumed; when progress is stored, since it never is the same."""
+    plan, prepared, progress = ledger.status.plan, known(ledger), ledger.status.progress
+    rate = rate_of(progress) if progress is not None and progress != ledger.run.status.progress else None
+    if plan is None or prepared is None or rate is None:
+        return
+    made = estimate.measured_training(plan, ledger.run.wanted, prepared.counts.train_tokens, rate)
+    ledger.change(plan=made.model_copy(update={"assumes": made.assumes[:MAX_MESSAGE]}))
+
+
+def known(ledger: Ledger) -> Prepared | None:
+    """What prepare counted; its pod says it, which is there as long as its Job is."""
+    found = (one.prepared for one in results.succeeded(ledger.seen.pods_of(Stage.PREPARE)) if one.prepared)
+    return next(found, None)
+
+
+def rate_of(progress: ProgressStatus) -> float | None:
+    """Tokens per second, where a pod has said something that makes sense."""
+    try:
+        rate = float(progress.tokens_per_second or "")
+    except ValueError:
+        return None
+    return rate if 0 < rate < math.inf else None
 
 
 def shape_of(spec: DraftTrainingSpec, prepared: Prepared) -> TargetShape | None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from draftyard_api.reasons import Reason
 from draftyard_operator import decide, refusals, reporting, schedule
-from draftyard_operator.actions import Action, Create, Delete, Patch, actions, claim_problem, is_ours
+from draftyard_operator.actions import Action, Create, Delete, Patch, actions, claim_problem, is_cleaned_up, is_ours
+from draftyard_operator.census import Census
 from draftyard_operator.cluster import Cluster
 from draftyard_operator.config import OperatorConfig
 from draftyard_operator.decide import Decision
@@ -24,6 +25,7 @@ from draftyard_operator.metrics import Metrics
 from draftyard_operator.observe import Observed, Problem
 from draftyard_operator.refusals import ApiError
 from draftyard_operator.run import Run, is_terminal, read_run
+from draftyard_operator.status import Event
 
 Json = Any
 
@@ -43,10 +45,13 @@ class Operator:
     """Name of the operator's pod, for events."""
 
 
-async def reconcile(operator: Operator, namespace: str, name: str, now: datetime) -> float | None:
+async def reconcile(
+    operator: Operator, namespace: str, name: str, now: datetime, census: Census | None = None
+) -> float | None:
     """One pass. Returns in how many seconds to look again, None for not before something happens.
 
-    Raises ApiError when the API server cannot be asked: the caller waits, and tries again.
+    With a census it is asked first whether there is anything to do or to say. Raises ApiError when the API server
+    cannot be asked: the caller waits, and tries again.
     """
     found = await operator.cluster.get(RUN, namespace, name)
     if found is None:
@@ -56,8 +61,16 @@ async def reconcile(operator: Operator, namespace: str, name: str, now: datetime
     if run.is_deleting:
         # what it owns goes with it, by garbage collection
         return None
+    rests = await look_at_rest(operator, run, now, census) if census is not None else None
+    if rests is not None:
+        return schedule.look_again(run, run.status, rests, 0, now)
+    return await work_on(operator, run, now)
+
+
+async def work_on(operator: Operator, run: Run, now: datetime) -> float | None:
+    """Look at what exists of a run, do what follows, and say so. Raises ApiError."""
     try:
-        seen = await look(operator.cluster, operator.config, run)
+        seen = await look(operator.cluster, operator.config, run, now)
     except ApiError as error:
         return await cannot_look(operator, run, error, now)
     decision = decide.decide(run, seen, operator.config, now)
@@ -67,7 +80,30 @@ async def reconcile(operator: Operator, namespace: str, name: str, now: datetime
         decision = decide.decide(run, seen, operator.config, now, obstacle)
     if not await report(operator, run, decision, now):
         return CONFLICT_SECONDS
+    if obstacle is None and wanted and is_cleaned_up(run, now):
+        told = Event("CleanedUp", f"{len(wanted)} ended children are removed; status, tasks and workspace stay")
+        await reporting.tell(operator.cluster, operator.instance, run, [told], now)
     return schedule.look_again(run, decision.status, seen, len(wanted), now)
+
+
+async def look_at_rest(operator: Operator, run: Run, now: datetime, census: Census) -> Observed | None:
+    """What a census says of a run of which there is nothing to do and to say; None where a pass must see for itself."""
+    try:
+        seen = await look(census, operator.config, run, now)
+    except ApiError:
+        return None
+    return seen if is_undisturbed(operator, run, seen, now) else None
+
+
+def is_undisturbed(operator: Operator, run: Run, seen: Observed, now: datetime) -> bool:
+    """Whether a pass would do nothing, and say nothing new."""
+    decision = decide.decide(run, seen, operator.config, now)
+    if actions(run, decision.status, seen, operator.config, now) or held_by_claim(run, seen) is not None:
+        return False
+    if reporting.status_patch(run, decision.status) is not None:
+        return False
+    operator.metrics.see(run.namespace, run.name, reporting.labels(run, decision.status))
+    return True
 
 
 async def cannot_look(operator: Operator, run: Run, error: ApiError, now: datetime) -> float | None:

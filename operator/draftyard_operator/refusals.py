@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
 
+from draftyard_api.names import Stage
 from draftyard_api.reasons import Reason
-from draftyard_operator.observe import Problem
+from draftyard_operator.observe import Problem, read_time
+
+Json = Any
+NO_PODS = ("FailedCreate", "FailedCreatePod")
+"""Events with which the Job controller and the training-operator tell that they may not make a pod."""
+TOLD_AGAIN = timedelta(minutes=10)
+"""What goes on is told at least so often: a client of Kubernetes tells the same thing every 5 minutes."""
+NEWNESS = re.compile(r'^Error creating: (pods "[^"]*" is forbidden: )?')
+"""What differs from one try to the next, since each pod has another name."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +81,36 @@ def read_error(request: Request, code: int, body: str, retry_after: str | None =
 def explain(error: ApiError) -> Problem:
     """Why something was refused, in our words."""
     text = error.message
-    if "exceeded quota" in text:
-        return Problem(Reason.QUOTA_EXCEEDED, text)
-    if "violates PodSecurity" in text:
-        return Problem(Reason.POD_SECURITY_VIOLATION, text)
     if is_right_missing(error):
         return Problem(Reason.FORBIDDEN, f"the operator may not {error.request}: {text}")
-    return Problem(Reason.CHILD_REJECTED, f"{error.request}: {text}")
+    reason = reason_of(text)
+    return Problem(reason, f"{error.request}: {text}" if reason is Reason.CHILD_REJECTED else text)
+
+
+def reason_of(text: str) -> Reason:
+    """Which admission has refused an object; all but RBAC."""
+    if "exceeded quota" in text or "failed quota" in text:
+        return Reason.QUOTA_EXCEEDED
+    return Reason.POD_SECURITY_VIOLATION if "violates PodSecurity" in text else Reason.CHILD_REJECTED
+
+
+def of_pods(events: Iterable[Mapping[str, Json]], stage: Stage, now: datetime) -> Problem | None:
+    """Why the pods of a child cannot be made, by the newest of its events that say so; None when none does."""
+    told = [(time, event) for event in events if event.get("reason") in NO_PODS and (time := last_time(event))]
+    fresh = [(time, event) for time, event in told if now - time < TOLD_AGAIN]
+    if not fresh:
+        return None
+    text = NEWNESS.sub("", max(fresh, key=lambda one: one[0])[1].get("message", ""))
+    reason = reason_of(text)
+    todo = "raise the quota, or ask for less" if reason is Reason.QUOTA_EXCEEDED else "change what is asked for"
+    return Problem(reason, f"its pods cannot be made: {text}; {todo} in {stage}.pod")
+
+
+def last_time(event: Mapping[str, Json]) -> datetime | None:
+    """When an event was told last; both of Kubernetes' ways to write that."""
+    series = event.get("series") or {}
+    times = (event.get("lastTimestamp"), series.get("lastObservedTime"), event.get("eventTime"))
+    return read_time(next(filter(None, times), None))
 
 
 def is_right_missing(error: ApiError) -> bool:

@@ -6,12 +6,15 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from draftyard_api.names import API_VERSION, KIND, LABEL_ATTEMPT, LABEL_STAGE, Stage
 from draftyard_api.plan import dump
-from draftyard_api.status import Attempt, DraftTrainingStatus, Phase, StageStatus
+from draftyard_api.schema import Model
+from draftyard_api.status import Attempt, Condition, ConditionType, DraftTrainingStatus, Phase, StageStatus
 from draftyard_operator import times
 from draftyard_operator.actions import Action, Create
 from draftyard_operator.cluster import Cluster
@@ -34,6 +37,9 @@ def status_patch(run: Run, decided: DraftTrainingStatus) -> Json | None:
     changes = difference(dump(run.status), dump(decided))
     if not changes:
         return None
+    for table in TABLES:
+        if changes.get(table.name):
+            changes[table.name] = with_unknown(table, changes[table.name], run.stored.get(table.name) or ())
     return {"metadata": {"resourceVersion": run.resource_version}, "status": changes}
 
 
@@ -48,6 +54,31 @@ def difference(before: Json, after: Json) -> Json:
         elif held != value:
             changes[name] = value
     return changes
+
+
+@dataclass(frozen=True)
+class Table:
+    """A list of the status whose entries have names. A merge patch replaces a list as a whole."""
+
+    name: str
+    key: str
+    entry: type[Model]
+    ours: type[StrEnum]
+    """Names that this operator knows."""
+
+
+TABLES = (Table("conditions", "type", Condition, ConditionType), Table("stages", "name", StageStatus, Stage))
+
+
+def with_unknown(table: Table, told: list[Json], stored: Iterable[Json]) -> list[Json]:
+    """A list with what a newer operator has put into the stored one: fields of entries, and entries of other names."""
+    known = {field.alias or name for name, field in table.entry.model_fields.items()}
+    before = {one.get(table.key): one for one in stored}
+    merged = [
+        {name: value for name, value in before.get(one[table.key], {}).items() if name not in known} | one
+        for one in told
+    ]
+    return [*merged, *(one for name, one in before.items() if name not in set(table.ours))]
 
 
 # -- Events -----------------------------------------------------------------------------------------------------------

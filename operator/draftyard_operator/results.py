@@ -79,6 +79,7 @@ def keep_result(ledger: Ledger, result: StageResult) -> None:
     """Keep what a stage reached, also of one that missed its gate."""
     if result.trained is not None:
         trained = result.trained
+        keep_resumed(ledger, result.resumed_from_step)
         ledger.change(checkpoint=CheckpointStatus(last_step=trained.steps, best_step=max(trained.best_step, 0)))
         keep_acceptance(ledger, trained.acceptance)
     if result.acceptance is not None:
@@ -137,6 +138,14 @@ def keep_states(ledger: Ledger, results: Iterable[StageResult]) -> None:
 # -- Progress ---------------------------------------------------------------------------------------------------------
 
 
+def keep_saved(ledger: Ledger, reading: Progress | None) -> None:
+    """Keep which checkpoints training would go on from, and export."""
+    if reading is None or reading.stage is not Stage.TRAIN or reading.checkpoint_step is None:
+        return
+    last, best = max(reading.checkpoint_step, 0), reading.best_step
+    ledger.change(checkpoint=CheckpointStatus(last_step=last, best_step=None if best is None else max(best, 0)))
+
+
 def keep_shards(ledger: Ledger, stage: Stage, child: Child) -> None:
     """Which shards are finished, and which are given up."""
     ledger.change_stage(stage, completed_shards=child.completed[:1024], failed_shards=child.failed[:1024])
@@ -147,10 +156,18 @@ def keep_progress(ledger: Ledger, reading: Progress | None, child: Child) -> Non
     before = ledger.status.progress
     if reading is None:
         return
+    if reading.stage is Stage.TRAIN:
+        keep_resumed(ledger, reading.resumed_from_step)
     told = progress_status(ledger, reading, child)
     if before is not None and not is_news(ledger, before, told):
         return
     ledger.change(progress=told)
+
+
+def keep_resumed(ledger: Ledger, step: int | None) -> None:
+    """Keep at which checkpoint training went on; a Job may replace its pod within an attempt."""
+    if step is not None:
+        ledger.change_stage(Stage.TRAIN, resumed_from_step=max(step, 0))
 
 
 def is_news(ledger: Ledger, before: ProgressStatus, told: ProgressStatus) -> bool:

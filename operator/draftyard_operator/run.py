@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -33,6 +33,8 @@ class Run:
     spec_errors: tuple[str, ...]
     status: DraftTrainingStatus
     is_deleting: bool = False
+    stored: Mapping[str, Json] = field(default_factory=dict)
+    """The status as it was read, with what a newer operator has written and this one does not know."""
 
     @property
     def identity(self) -> RunIdentity:
@@ -60,6 +62,7 @@ def read_run(found: Mapping[str, Json]) -> Run:
         spec_errors=errors,
         status=read_status(found.get("status") or {}),
         is_deleting="deletionTimestamp" in metadata,
+        stored=found.get("status") or {},
     )
 
 
@@ -113,6 +116,11 @@ def current_stage(run: Run) -> Stage | None:
     """The first stage that is not done; None when all are."""
     stages = plan.stages(run.wanted)
     return next((stage for stage in stages if stage_of(run.status, stage).state != "Succeeded"), None)
+
+
+def pods_wanted(run: Run, stage: Stage) -> int:
+    """Pods without which a stage does not work: those of all nodes, or the first of a shard."""
+    return run.wanted.train.nodes if stage is Stage.TRAIN else 1
 
 
 # -- Where things are -------------------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ STALE_INTERVALS = 5
 """So many longest intervals without a good resync, and the operator asks to be restarted."""
 SETTLE_SECONDS = 10.0
 """How long a stop waits for passes under way."""
+ROUND_SECONDS = 10.0
+"""Looks that were put off come together at multiples of this, so that one census serves many."""
 RETRY_SECONDS = 5.0
 """After a resync that failed."""
 
@@ -174,8 +176,15 @@ class Shell:
             # whatever it was, it is of this object alone
             self._failed(key, begin, error)
         else:
-            self.queue.finish(key, after)
+            self.queue.finish(key, None if after is None else self._together(after))
             self.metrics.reconciled("ok", self._clock() - begin)
+
+    def _together(self, seconds: float) -> float:
+        """A wait that ends with those of others, where it is long enough for that to make no difference."""
+        if seconds < 2 * ROUND_SECONDS:
+            return seconds
+        now = self._clock()
+        return round((now + seconds) / ROUND_SECONDS) * ROUND_SECONDS - now
 
     def _failed(self, key: Key, begin: float, error: Exception, at_least: float = 0.0) -> None:
         seconds = self.queue.fail(key, at_least)
@@ -211,14 +220,22 @@ class Shell:
         now = self._clock()
         is_full = self._last_full is None or now - self._last_full >= self.rhythm.full_seconds
         rests = await self._at_rest() if is_full else is_over
-        existing = set()
+        existing: set[Key] = set()
+        later: list[Key] = []
         async for run in self._list_runs():
             key = Key(run["metadata"]["namespace"], run["metadata"]["name"])
             existing.add(key)
             if not (is_over(run) and rests(run)):
-                self.queue.add(key, self._priority(key, run))
+                priority = self._priority(key, run)
+                if priority is Priority.SPEC:
+                    self.queue.add(key, priority, now)
+                else:
+                    later.append(key)
             # a page holds 500 objects, and others want to go on meanwhile
             await asyncio.sleep(0)
+        # all at once: one census serves all of them
+        for key in later:
+            self.queue.add(key, since=now)
         self.metrics.keep_only(existing)
         self._last_resync = self._clock()
         self._last_full = now if is_full else self._last_full

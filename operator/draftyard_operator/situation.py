@@ -14,7 +14,7 @@ from draftyard_operator import status, times
 from draftyard_operator.deadlines import find
 from draftyard_operator.ledger import Ledger
 from draftyard_operator.observe import Child, Pod, Problem
-from draftyard_operator.run import Run
+from draftyard_operator.run import Run, pods_wanted
 from draftyard_operator.status import Fact, Facts
 
 STUCK = timedelta(minutes=10)
@@ -131,10 +131,12 @@ def pods_fact(book: Ledger, stage: Stage, child: Child | None) -> Fact:
         return Fact("False", Reason.PENDING, f"{name}: {'its child is gone' if pods else 'is being made'}")
     if child.state == "Queued":
         return Fact("False", Reason.PENDING, f"{name}: waits in a queue")
-    wanted = book.run.wanted.train.nodes if stage is Stage.TRAIN else 1
+    wanted, refusal = pods_wanted(book.run, stage), book.seen.refusal
     working = [pod for pod in pods if not pod.is_live or pod.is_ready]
     if len(working) >= wanted and any(pod.is_live for pod in working):
         return Fact("True", Reason.PODS_READY, work_message(book, name))
+    if refusal is not None:
+        return Fact("False", refusal.reason, f"{name}: {refusal.message}")
     before = kept(book, ConditionType.RUNNING)
     if pods and not any(pod.is_live for pod in pods) and before is not None and before.truth == "True":
         # pods have ended, and their child is about to say so

@@ -67,6 +67,8 @@ class WorkQueue:
         self._waiting: dict[Key, tuple[Priority, int]] = {}
         self._dues: list[tuple[float, Key]] = []
         self._delayed: dict[Key, Delay] = {}
+        self._asked: dict[Key, float] = {}
+        """Since when what a pass finds must not be older, of keys that wait or are worked on."""
         self._working: dict[Key, Priority] = {}
         self._again: dict[Key, Priority] = {}
         self._failures: dict[Key, int] = {}
@@ -75,8 +77,11 @@ class WorkQueue:
 
     # -- In ---------------------------------------------------------------------------------------------------------
 
-    def add(self, key: Key, priority: Priority = Priority.NORMAL) -> None:
-        """Look at this key as soon as there is time, or once more after the pass under way."""
+    def add(self, key: Key, priority: Priority = Priority.NORMAL, since: float | None = None) -> None:
+        """Look at this key as soon as there is time, or once more after the pass under way.
+
+        `since` is when the reason to look was found, if not now.
+        """
         if key in self._working:
             self._again[key] = min(priority, self._again.get(key, priority))
             return
@@ -85,7 +90,7 @@ class WorkQueue:
         if delay and delay.held and priority is not Priority.SPEC:
             return
         self._delayed.pop(key, None)
-        self._wait(key, priority)
+        self._wait(key, priority, since)
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Look at this key in this many seconds, unless it is looked at before. A pass under way is not interrupted."""
@@ -177,14 +182,20 @@ class WorkQueue:
         """Whether a key that is worked on was taken since its spec has changed."""
         return self._working.get(key) is Priority.SPEC
 
+    def since(self, key: Key) -> float:
+        """When somebody last asked for the look that is under way: what is older says nothing of the reason."""
+        return self._asked.get(key, self._clock())
+
     def failures(self, key: Key) -> int:
         """Failures in a row."""
         return self._failures.get(key, 0)
 
     # -- Within -----------------------------------------------------------------------------------------------------
 
-    def _wait(self, key: Key, priority: Priority) -> None:
+    def _wait(self, key: Key, priority: Priority, since: float | None = None) -> None:
         known = self._waiting.get(key)
+        asked = self._clock() if since is None else since
+        self._asked[key] = max(asked, self._asked[key]) if known is not None else asked
         if known is not None and known[0] <= priority:
             return
         # Whoever is moved up keeps its number: it has waited since then.
@@ -213,9 +224,10 @@ class WorkQueue:
                 self._again.setdefault(key, Priority.NORMAL)
                 continue
             del self._delayed[key]
-            self._wait(key, Priority.NORMAL)
+            self._wait(key, Priority.NORMAL, due)
 
     def _release(self, key: Key) -> None:
         if key not in self._working:
             raise ValueError(f"{key} is finished, but nobody has taken it")
         del self._working[key]
+        self._asked.pop(key, None)

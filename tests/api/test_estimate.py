@@ -297,6 +297,34 @@ def test_finished_shards_replace_what_was_assumed():
     assert "measured on 1 of" in plan.assumes
 
 
+def test_a_shard_that_was_found_finished_says_how_fast_it_was_made():
+    """The attempt that found it took no time."""
+    wanted, model = spec(codec="balanced"), shape("meta-llama/Llama-3.1-8B-Instruct")
+    made = estimate.estimate(wanted, model, amount())
+    found = shard_result(10**9, seconds=0.1)
+    rate = found.hidden_states.tokens / 3600
+    found = found.model_copy(
+        update={"hidden_states": found.hidden_states.model_copy(update={"tokens_per_second": rate})}
+    )
+    assert float(estimate.measured(made, wanted, model, amount(), [found]).gpu_hours.generate) == pytest.approx(4.0)
+
+
+def test_finished_steps_replace_the_assumed_speed():
+    """Two epochs at a thousand tokens per second, on eight GPUs; said once, however often."""
+    wanted, model = spec(codec="balanced"), shape("meta-llama/Llama-3.1-8B-Instruct")
+    train = wanted.train.model_copy(update={"epochs": 2, "gpus_per_node": 4, "nodes": 2})
+    wanted = wanted.model_copy(update={"train": train})
+    made = estimate.estimate(wanted, model, amount())
+    plan = estimate.measured_training(made, wanted, 9_000_000, 1000.0)
+    assert plan.basis == "Measured"
+    assert float(plan.gpu_hours.train) == pytest.approx(2 * 9_000_000 / 1000 / 3600 * 8)
+    others = float(plan.gpu_hours.total) - float(plan.gpu_hours.train)
+    assert others == pytest.approx(float(made.gpu_hours.generate), abs=0.06)
+    again = estimate.measured_training(plan, wanted, 9_000_000, 1000.0)
+    assert again == plan
+    assert plan.assumes == f"{made.assumes}; train as measured"
+
+
 def test_without_finished_shards_a_plan_stays_as_it_is():
     wanted, model = spec(codec="balanced"), shape("meta-llama/Llama-3.1-8B-Instruct")
     made = estimate.estimate(wanted, model, amount())

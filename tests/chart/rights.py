@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WORKLOAD = ("get", "list", "watch", "create", "patch", "delete")
+CHILD = ("get", "list", "watch", "create", "delete")
 
 
 @dataclass(frozen=True)
@@ -19,21 +19,19 @@ class Right:
 
 WATCHED = (
     Right("draftyard.dev", "drafttrainings", ("get", "list", "watch")),
-    Right("draftyard.dev", "drafttrainings/status", ("get", "patch")),
+    Right("draftyard.dev", "drafttrainings/status", ("patch",)),
     Right("draftyard.dev", "drafttrainings/finalizers", ("update",)),
-    Right("batch", "jobs", WORKLOAD),
-    Right("kubeflow.org", "pytorchjobs", WORKLOAD, "pytorchJobs"),
+    Right("batch", "jobs", (*CHILD, "patch")),
+    Right("kubeflow.org", "pytorchjobs", CHILD, "pytorchJobs"),
     Right("", "configmaps", ("get", "create")),
     Right("", "persistentvolumeclaims", ("get", "list", "create", "patch")),
-    Right("", "pods", ("get", "list")),
-    Right("", "events", ("create", "patch")),
-    Right("kueue.x-k8s.io", "workloads", ("get", "list"), "kueue"),
+    Right("", "pods", ("list",)),
+    Right("", "events", ("list", "create")),
+    Right("kueue.x-k8s.io", "workloads", ("list",), "kueue"),
 )
 """In every namespace that is watched."""
 CLUSTER = (Right("apiextensions.k8s.io", "customresourcedefinitions", ("list", "watch")),)
 """In the cluster, when all namespaces are watched."""
-OWN = (Right("coordination.k8s.io", "leases", ("get", "create", "update"), "leases"),)
-"""In the operator's own namespace."""
 
 
 def triples(rights: tuple[Right, ...], on: tuple[str, ...] = ("pytorchJobs",)) -> set[tuple[str, str, str]]:

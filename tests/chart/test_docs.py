@@ -7,7 +7,7 @@ import re
 
 import pytest
 from charts import CHART, ROOT, VALUES
-from rights import CLUSTER, OWN, WATCHED, triples
+from rights import CLUSTER, WATCHED, triples
 
 DOCS = ROOT / "docs"
 INSTALL = (DOCS / "install.md").read_text()
@@ -61,9 +61,9 @@ def test_every_value_is_explained():
 def test_the_rights_are_those_of_the_chart():
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in between("rights")[2:]]
     told = {(group.replace("core", ""), resource, verb) for group, resource, verbs, _ in rows for verb in verbs.split()}
-    assert told == triples((*WATCHED, *CLUSTER, *OWN), ("pytorchJobs", "kueue", "leases"))
+    assert told == triples((*WATCHED, *CLUSTER), ("pytorchJobs", "kueue"))
     for group, _, _, why in rows:
-        switches = [one.value for one in (*WATCHED, *CLUSTER, *OWN) if one.group == group.replace("core", "")]
+        switches = [one.value for one in (*WATCHED, *CLUSTER) if one.group == group.replace("core", "")]
         assert [f"`rbac.{name}`" in why for name in switches if name] == [True for name in switches if name]
 
 

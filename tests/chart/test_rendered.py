@@ -9,13 +9,13 @@ import pytest
 import trainings
 import yaml
 from charts import ACCOUNT, CHART, NAMESPACE, RELEASE, VALUES_FILES, address, one
-from rights import CLUSTER, OWN, WATCHED, triples
+from rights import CLUSTER, WATCHED, triples
 
 from draftyard_api import __version__
 from draftyard_api.names import LABEL_MANAGED
 from draftyard_operator.config import OperatorConfig
 
-ALL = ("pytorchJobs", "kueue", "leases")
+ALL = ("pytorchJobs", "kueue")
 CONFIG_KEYS = {field.alias for field in OperatorConfig.model_fields.values()}
 
 
@@ -99,8 +99,7 @@ def bound(objects):
             {"rbac": dict.fromkeys(ALL, False)}, {"": triples((*WATCHED, *CLUSTER), ())}, id="as little as can be"
         ),
         pytest.param(
-            {"rbac": dict.fromkeys(ALL, True)},
-            {"": triples((*WATCHED, *CLUSTER), ALL), NAMESPACE: triples(OWN, ALL)}, id="all that there is",
+            {"rbac": dict.fromkeys(ALL, True)}, {"": triples((*WATCHED, *CLUSTER), ALL)}, id="all that there is",
         ),
         pytest.param(
             {"watchNamespaces": ["team-a", "team-b"]},
@@ -134,10 +133,11 @@ def test_the_configuration(default, helm):
         "maxParallelism": 8,
     }  # fmt: skip
     values = {"config": given | {"trainerImage": "a/b:1"}, "watchNamespaces": ["team-a"]}
-    told = {"watchNamespaces": ["team-a"], "fsGroup": 10001, "readWorkloads": False}
+    told = {"watchNamespaces": ["team-a"], "fsGroup": 10001, "pytorchJobs": True, "readWorkloads": False}
     assert config(helm.render(values=values)) == values["config"] | told
-    assert config(helm.render(values={"config": {"fsGroup": None}, "rbac": {"kueue": True}})) == found | {
-        "fsGroup": None, "readWorkloads": True,
+    rights = {"kueue": True, "pytorchJobs": False}
+    assert config(helm.render(values={"config": {"fsGroup": None}, "rbac": rights})) == found | {
+        "fsGroup": None, "pytorchJobs": False, "readWorkloads": True,
     }  # fmt: skip
 
 

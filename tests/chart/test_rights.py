@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import trainings
-from charts import ACCOUNT, ACCOUNTS, NAMESPACE, child, claim, installed
-from rights import CLUSTER, OWN, WATCHED, triples
+from charts import ACCOUNT, ACCOUNTS, child, claim, installed
+from rights import CLUSTER, WATCHED, triples
 from rule_cases import OFFLINE
 
 NAME = OFFLINE["metadata"]["name"]
-EVERYTHING = dict.fromkeys(("pytorchJobs", "kueue", "leases"), True)
+EVERYTHING = dict.fromkeys(("pytorchJobs", "kueue"), True)
 NOBODY = "system:serviceaccount:default:nobody"
 
 
@@ -43,7 +43,6 @@ def test_it_has_the_rights_of_the_table_and_no_more(server, namespace):
     """No more than any account has that nobody ever gave a right."""
     everybody = rules(server, NOBODY, namespace)
     assert rules(server, ACCOUNT, namespace) - everybody == triples((*WATCHED, *CLUSTER), tuple(EVERYTHING))
-    assert rules(server, ACCOUNT, NAMESPACE) - everybody == triples((*WATCHED, *CLUSTER, *OWN), tuple(EVERYTHING))
 
 
 def test_an_operator_of_one_namespace_has_no_right_outside(server, plane, namespace):
@@ -90,6 +89,8 @@ def test_it_makes_tasks_claims_and_events(operator, namespace):
         "involvedObject": {"kind": "DraftTraining", "namespace": namespace, "name": NAME},
     }  # fmt: skip
     operator.post(f"{within}/events", event).made()
+    told = operator.request("GET", f"{within}/events", fieldSelector=f"involvedObject.name={NAME}").made()["items"]
+    assert [one["metadata"]["name"] for one in told] == ["told"]
 
 
 def test_it_watches(operator, namespace):
@@ -101,12 +102,6 @@ def test_it_watches(operator, namespace):
         url = f"{operator.url}/{path}"
         seen = operator.session.get(url, params={"watch": "true", "timeoutSeconds": "1"}, timeout=30)
         assert seen.status_code == 200
-
-
-def test_it_holds_a_lease_at_home(operator):
-    leases = f"apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
-    lease = operator.post(leases, {"metadata": {"name": "leader"}, "spec": {"holderIdentity": "a"}}).made()
-    operator.put(f"{leases}/leader", lease | {"spec": {"holderIdentity": "b"}}).made()
 
 
 # -- What it never does ---------------------------------------------------------------------------------------------
@@ -136,6 +131,12 @@ REFUSED = (
     ("PATCH", "apis/apiextensions.k8s.io/v1/customresourcedefinitions/drafttrainings.draftyard.dev"),
     ("PUT", "apis/batch/v1/namespaces/{}/jobs/train/status"),
     ("GET", "apis/coordination.k8s.io/v1/namespaces/{}/leases/leader"),
+    ("POST", "apis/coordination.k8s.io/v1/namespaces/draftyard-system/leases"),
+    ("GET", "apis/draftyard.dev/v1alpha1/namespaces/{}/drafttrainings/" + NAME + "/status"),
+    ("GET", "api/v1/namespaces/{}/pods/train"),
+    ("GET", "api/v1/namespaces/{}/events/told"),
+    ("PATCH", "api/v1/namespaces/{}/events/told"),
+    ("PATCH", "apis/kubeflow.org/v1/namespaces/{}/pytorchjobs/train"),
 )
 
 

@@ -102,6 +102,8 @@ class ControlPlane:
     authority: Authority
     admin: KeyPair
     host: str = LOOPBACK
+    flags: tuple[str, ...] = ()
+    """More of the API server's."""
 
     @property
     def url(self) -> str:
@@ -126,8 +128,10 @@ class ControlPlane:
 
 
 @contextmanager
-def serving(programs: Programs, folder: Path, ports: Callable[[], int] = free_port) -> Iterator[ControlPlane]:
-    """A control plane, up until the block is left. Raises NotStartedError."""
+def serving(
+    programs: Programs, folder: Path, ports: Callable[[], int] = free_port, flags: tuple[str, ...] = ()
+) -> Iterator[ControlPlane]:
+    """A control plane, up until the block is left; `flags` are more of the API server's. Raises NotStartedError."""
     authority = Authority(folder)
     admin = authority.issue("admin", ADMINS)
     server = authority.issue("kube-apiserver", hosts=(LOOPBACK, "localhost"))
@@ -135,7 +139,7 @@ def serving(programs: Programs, folder: Path, ports: Callable[[], int] = free_po
     (folder / "accounts.key").write_bytes(certificates.key_pem(accounts))
     (folder / "accounts.pub").write_bytes(certificates.public_pem(accounts))
     for tries_left in reversed(range(TRIES)):
-        plane = ControlPlane(programs, folder, ports(), authority, admin)
+        plane = ControlPlane(programs, folder, ports(), authority, admin, flags=flags)
         with ExitStack() as stack:
             try:
                 bring_up(stack, plane, server, ports())
@@ -172,7 +176,7 @@ def bring_up(stack: ExitStack, plane: ControlPlane, server: KeyPair, storage_por
         # Off by default, on in OpenShift: who holds up the deletion of an owner needs a right to its finalizers.
         "--enable-admission-plugins", "OwnerReferencesPermissionEnforcement",
         # No pod will look for it, and an address on loopback is refused.
-        "--endpoint-reconciler-type", "none",
+        "--endpoint-reconciler-type", "none", *plane.flags,
     )  # fmt: skip
     both = [stack.enter_context(program) for program in (etcd, api_server)]
     client = plane.client()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import socket
+import sys
 import time
 
 from world import CONFIG, NAMESPACE, well
@@ -21,6 +23,7 @@ from draftyard_operator.testing.kinds import JOB, PYTORCH_JOB
 QUICK = Rhythm(resync_seconds=1.0, full_seconds=5.0)
 SLOW = Rhythm(resync_seconds=300.0)
 UNLIMITED = 1e9
+PROGRAM = "import sys; from draftyard_operator.command import operator; sys.exit(operator(sys.argv[1:]))"
 PATIENCE = 60.0
 
 
@@ -47,10 +50,11 @@ class Scene:
         self.fake = fake
         self.kubeconfig = fake.kubeconfig(folder)
         self.processes: list[Process] = []
+        self.tasks: dict[Process, asyncio.Task[None]] = {}
 
     @contextlib.asynccontextmanager
-    async def operator(self, rhythm=QUICK, namespaces=(), config=CONFIG, budget=None):
-        """An operator while the block runs; it stops as at a signal."""
+    async def operator(self, rhythm=QUICK, namespaces=(), config=CONFIG, budget=None, ends_by_itself=False):
+        """An operator while the block runs; it stops as at a signal, or `ends_by_itself` before."""
         process = Process(
             Setup(
                 config, self.kubeconfig, namespaces, "127.0.0.1", free_port(), free_port(), rhythm,
@@ -58,7 +62,7 @@ class Scene:
             )
         )  # fmt: skip
         self.processes.append(process)
-        task = asyncio.create_task(process.run())
+        task = self.tasks[process] = asyncio.create_task(process.run())
         try:
             await self.until(lambda: process.shell.is_ready or task.done())
             if task.done():
@@ -66,7 +70,25 @@ class Scene:
             yield process
         finally:
             process.stop.set()
-            await asyncio.wait_for(task, 30)
+            with contextlib.suppress(*([Exception] if ends_by_itself else [])):
+                await asyncio.wait_for(task, 30)
+
+    @contextlib.asynccontextmanager
+    async def other_process(self):
+        """An operator in a process of its own: at its end kopf cancels every task of its loop."""
+        file = self.kubeconfig.parent / "config.yaml"
+        file.write_text(json.dumps({"trainerImage": CONFIG.trainer_image, "resyncSeconds": 5}))
+        given = ["--config", file, "--kubeconfig", self.kubeconfig, "--metrics-port", free_port()]
+        given += ["--health-port", free_port()]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PROGRAM, *map(str, given), stderr=asyncio.subprocess.DEVNULL
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
 
     async def until(self, holds, seconds=PATIENCE, told=lambda: ""):
         """Wait until something holds."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from test_manifests import object_of
 from world import CONFIG, OFFLINE, ONLINE, spec
@@ -71,6 +73,40 @@ CASES = [
         "set train.nodes: 1", id="two nodes without the training-operator",
     ),
 ]  # fmt: skip
+
+
+OFF = CONFIG.model_copy(update={"pytorch_jobs": False})
+SWITCHED_OFF = [
+    pytest.param(
+        spec(ONLINE, workspace=WIDE, train={"nodes": 2}),
+        "train.nodes: given 2, which needs a PyTorchJob, and this operator makes none (its chart has rbac.pytorchJobs: "
+        "false); accepted: 1; set train.nodes: 1, or have rbac.pytorchJobs switched on", id="two nodes",
+    ),
+    pytest.param(
+        spec(ONLINE, workspace=WIDE, backend="PyTorchJob"),
+        "backend: PyTorchJob needs a PyTorchJob, and this operator makes none (its chart has rbac.pytorchJobs: false); "
+        "accepted: Job; set backend: Job, or have rbac.pytorchJobs switched on", id="asked for by name",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "message"), SWITCHED_OFF)
+def test_what_needs_a_kind_that_is_switched_off_is_refused(given, message):
+    found = admission.check(object_of(given), Observed(claim=claim("ReadWriteMany")), OFF)
+    assert (found.truth, found.reason, found.message) == ("False", Reason.BACKEND_UNAVAILABLE, message)
+
+
+def test_one_node_needs_no_kind_that_is_switched_off():
+    assert admission.check(object_of(spec(ONLINE)), Observed(), OFF).truth == "True"
+
+
+@pytest.mark.parametrize("is_frozen", [False, True], ids=["free", "frozen"])
+def test_a_backend_is_chosen_anew_until_the_run_is_frozen(is_frozen):
+    run = object_of(spec(ONLINE))
+    time = "2026-11-20T08:00:00Z" if is_frozen else None
+    status = run.status.model_copy(update={"backend": "PyTorchJob", "frozen_time": time})
+    found = admission.check(replace(run, status=status), Observed(), CONFIG)
+    assert (found.reason == Reason.BACKEND_UNAVAILABLE) is is_frozen
 
 
 @pytest.mark.parametrize(("given", "seen", "reason", "message"), CASES)

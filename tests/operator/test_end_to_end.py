@@ -7,26 +7,20 @@ import asyncio
 import pytest
 from live import SLOW, ends_well, play
 from rights import CLUSTER, WATCHED, triples
-from world import GATED, NAMESPACE, OFFLINE, is_live, spec, well
+from world import CONFIG, GATED, NAMESPACE, OFFLINE, is_live, spec, well
 
 from draftyard_api.names import LABEL_STAGE, Stage
+from draftyard_api.reasons import Reason
 from draftyard_api.status import Phase
-from draftyard_operator.testing.kinds import CLAIM, CONFIG_MAP
+from draftyard_operator.testing.kinds import CLAIM, CONFIG_MAP, JOB, PYTORCH_JOB
 from draftyard_operator.testing.pods import Runs
 
 GRANTED = triples(WATCHED + CLUSTER)
 """What the chart grants; optional rights are left out."""
-NEVER_ASKED = {
-    ("draftyard.dev", "drafttrainings/finalizers", "update"): "checked by the server where owner references are made",
-    ("draftyard.dev", "drafttrainings/status", "get"): "for people who impersonate the operator",
-    ("", "pods", "get"): "pods are listed",
-    ("", "persistentvolumeclaims", "list"): "claims are read by name",
-    ("", "events", "patch"): "events are created anew",
-    ("batch", "jobs", "get"): "asked when a name is taken",
-    ("kubeflow.org", "pytorchjobs", "get"): "asked when a name is taken",
-    ("kubeflow.org", "pytorchjobs", "patch"): "only the parallelism of a Job is changed",
-}
-"""Rights that these stories do not need, and why they are granted."""
+NEVER_ASKED = {("draftyard.dev", "drafttrainings/finalizers", "update")}
+"""Never asked for: the server looks for it where owner references are made that hold up a deletion."""
+TAKEN = ((JOB, "online-prepare-a1"), (PYTORCH_JOB, "online-train-a1"))
+"""Names of children that somebody else has taken."""
 
 
 def pods(scene, stage=None):
@@ -71,8 +65,17 @@ def test_online_and_offline_go_to_the_end_with_the_rights_of_the_table(tmp_path)
 def test_the_table_grants_nothing_that_nobody_needs(tmp_path):
     async def story(scene):
         scene.fake.kubelet.script = holding(Stage.GENERATE, Stage.TRAIN)
+        for kind, name in TAKEN:
+            theirs = {"suspend": True, "runPolicy": {"suspend": True}}
+            scene.fake.store.create(kind, {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": theirs})
         async with scene.operator():
             scene.fake.add_run(NAMESPACE, "online", spec())
+            for kind, name in TAKEN:
+                await scene.until(lambda: scene.status("online").reason == Reason.CHILD_CONFLICT)
+                scene.fake.pod_rules.append(lambda _: "exceeded quota: pods, requested: pods=1")
+                scene.fake.api.delete(kind, NAMESPACE, name, {})
+                await scene.until(lambda: scene.status("online").reason == Reason.QUOTA_EXCEEDED)
+                scene.fake.pod_rules.clear()
             scene.fake.add_run(NAMESPACE, "offline", spec(OFFLINE))
             await scene.until(lambda: pods(scene, Stage.TRAIN))
             await scene.until(lambda: len(pods(scene, Stage.GENERATE)) == 2)
@@ -85,7 +88,26 @@ def test_the_table_grants_nothing_that_nobody_needs(tmp_path):
             await scene.until(lambda: scene.status("offline").phase is Phase.SUSPENDED)
         asked = scene.calls()
         assert asked - GRANTED == set()
-        assert GRANTED - asked == set(NEVER_ASKED)
+        assert GRANTED - asked == NEVER_ASKED
+
+    play(story, tmp_path, pytorch_jobs=True)
+
+
+def test_with_the_switch_off_no_pytorch_job_is_asked_for(tmp_path):
+    """Though the cluster serves them."""
+    config = CONFIG.model_copy(update={"pytorch_jobs": False})
+    workspace = {"pvc": {"claimTemplate": {"size": "1Ti", "accessModes": ["ReadWriteMany"]}}}
+
+    async def story(scene):
+        async with scene.operator(config=config):
+            scene.fake.add_run(NAMESPACE, "one", spec())
+            scene.fake.add_run(NAMESPACE, "two", spec(workspace=workspace, train={"nodes": 2}))
+            one = await scene.until_over("one")
+            assert (one.phase, one.backend) == (Phase.SUCCEEDED, "Job")
+            await scene.until(lambda: scene.status("two").phase is Phase.BLOCKED)
+            assert scene.status("two").message.startswith("train.nodes: given 2")
+        assert [call for call in scene.calls() if "pytorchjobs" in call] == []
+        assert scene.calls() - triples(WATCHED + CLUSTER, ()) == set()
 
     play(story, tmp_path, pytorch_jobs=True)
 

@@ -176,6 +176,49 @@ def test_f6_a_refused_child_is_told_and_goes_on_when_it_is_mended(code, kind, te
     assert world.status.phase is Phase.SUCCEEDED
 
 
+NO_PODS = [
+    pytest.param("exceeded quota: team, requested: pods=1", Reason.QUOTA_EXCEEDED, Phase.PENDING, id="a quota"),
+    pytest.param(
+        'violates PodSecurity "restricted:latest"', Reason.POD_SECURITY_VIOLATION, Phase.BLOCKED, id="Pod Security"
+    ),
+    pytest.param("maximum memory usage per Container is 1Gi", Reason.CHILD_REJECTED, Phase.BLOCKED, id="a LimitRange"),
+]
+
+
+@pytest.mark.parametrize("pytorch_jobs", [False, True], ids=["Jobs", "PyTorchJobs"])
+@pytest.mark.parametrize(("why", "reason", "phase"), NO_PODS)
+def test_f6_pods_that_cannot_be_made_are_told_and_the_run_goes_on_when_it_is_mended(why, reason, phase, pytorch_jobs):
+    world = World(spec(), pytorch_jobs=pytorch_jobs)
+    world.fake.pod_rules.append(lambda pod: why if "-train-" in pod["metadata"]["name"] else "")
+    world.at_stage(Stage.TRAIN)
+    assert (world.status.phase, world.reason(C.RUNNING)) == (phase, reason)
+    assert world.status.message.startswith(f"train a1: its pods cannot be made: {why}; ")
+    before = len(world.cluster.writes)
+    watch(world, 60)
+    assert len(world.cluster.writes) == before, "each try names another pod, which is no news"
+    assert world.events.count(reason) == 1
+    world.fake.pod_rules.clear()
+    watch(world, 40)
+    assert (world.status.phase, world.stage(Stage.TRAIN).attempt) == (Phase.RUNNING, 1)
+    world.run_all()
+    assert world.status.phase is Phase.SUCCEEDED
+
+
+def test_f6_pods_that_never_can_be_made_end_the_run_with_the_reason():
+    world = World(spec(deadlines={"startSeconds": 600}))
+    world.fake.pod_rules.append(lambda _: "exceeded quota: team")
+    watch(world, 700)
+    assert world.reason(C.FAILED) == Reason.START_DEADLINE_EXCEEDED
+    assert "QuotaExceeded: prepare a1: its pods cannot be made: exceeded quota: team" in world.status.message
+
+
+def test_f6_events_are_asked_for_only_while_pods_are_missing():
+    world = training()
+    world.cluster.refusals["list events"] = ApiError(Request("list", "events"), 500, "", "nobody should ask")
+    watch(world, 60)
+    assert world.status.phase is Phase.RUNNING
+
+
 def test_f28_a_missing_right_to_list_names_verb_and_resource():
     world = training()
     text = 'pods is forbidden: User "system:serviceaccount:a:b" cannot list resource "pods" in API group ""'
@@ -843,10 +886,12 @@ def test_f26_children_are_removed_when_it_is_time():
     world.later(599)
     world.settle()
     assert world.jobs == [PREPARE_A1, TRAIN_A1]
+    assert "CleanedUp" not in world.events
     world.later(2)
     world.settle()
     assert world.jobs == []
     assert world.due is None
+    assert world.events.count("CleanedUp") == 1
     assert world.status.phase is Phase.SUCCEEDED
     assert world.fake.store.find(CONFIG_MAP, NAMESPACE, TRAIN_A1) is not None
 
@@ -883,6 +928,22 @@ def test_f27_two_nodes_wait_for_the_training_operator():
     world.fake.define(PYTORCH_JOB)
     world.run_all()
     assert (world.status.phase, world.status.backend) == (Phase.SUCCEEDED, "PyTorchJob")
+
+
+def test_f27_training_whose_kind_is_not_served_any_more_is_not_taken_for_deleted():
+    """Its rights were taken away, or the operator was told not to look: the pods may go on."""
+    world = World(pytorch_jobs=True).at_stage(Stage.TRAIN)
+    allowed = world.operator.config
+    world.operator.config = allowed.model_copy(update={"pytorch_jobs": False})
+    world.settle()
+    assert (world.status.phase, world.reason(C.ACCEPTED)) == (Phase.BLOCKED, Reason.BACKEND_UNAVAILABLE)
+    assert (world.stage(Stage.TRAIN).state, world.stage(Stage.TRAIN).attempt) == ("Running", 1)
+    assert world.live_pods() != []
+    world.operator.config = allowed
+    world.settle()
+    assert (world.status.phase, world.pytorch_jobs) == (Phase.RUNNING, [TRAIN_A1])
+    world.run_all()
+    assert world.status.phase is Phase.SUCCEEDED
 
 
 def test_f27_fields_that_a_server_drops_are_noticed(caplog):
@@ -922,15 +983,6 @@ def test_f31_long_messages_are_cut_and_nan_is_text():
     assert world.status.progress.loss == "NaN"
     world.end(badly(71, reason="Diverged", text="x" * 1500))
     assert len(world.condition(C.FAILED).message) == 1024
-
-
-def test_f32_fields_of_a_newer_operator_are_left_alone():
-    world = training()
-    newer = world.object["status"] | {"export": {"published": False, "mirror": "s3://elsewhere"}}
-    world.fake.store.replace(world.fake.kind, world.object | {"status": newer})
-    world.cluster.readings["*"] = reading(done=50, total=100)
-    world.settle()
-    assert world.object["status"]["progress"]["percent"] == 50
 
 
 def test_f34_a_claim_that_is_too_small_starts_no_gpu_and_is_looked_at_again_when_it_grows():

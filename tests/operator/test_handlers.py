@@ -12,7 +12,7 @@ from live import SLOW, free_port, play
 from world import NAMESPACE, spec
 
 from draftyard_api.names import GROUP, LABEL_MANAGED, LABEL_RUN, PLURAL
-from draftyard_operator import handlers
+from draftyard_operator import handlers, kinds
 from draftyard_operator.metrics import Metrics
 from draftyard_operator.shell import Rhythm, Shell
 from draftyard_operator.testing import faults
@@ -46,6 +46,12 @@ def test_only_low_level_handlers_are_registered():
     assert [list(one.get_all_handlers()) for one in others] == [[], [], [], []]
     watched = [(one.selector.group, one.selector.any_name or one.selector.plural) for one in all_events(registry)]
     assert watched == [(GROUP, PLURAL), ("batch", "jobs"), ("kubeflow.org", "pytorchjobs")]
+
+
+def test_a_kind_that_is_switched_off_is_not_watched():
+    shell, _ = made()
+    registry = handlers.registry(shell, handlers.Hooks(nothing, nothing), children=[kinds.JOB])
+    assert [one.selector.any_name or one.selector.plural for one in all_events(registry)] == [PLURAL, "jobs"]
 
 
 def all_events(registry):

@@ -6,6 +6,7 @@ object is the user's, I9 every failure is told, I10 disruptions are not counted,
 
 from __future__ import annotations
 
+import asyncio
 import copy
 
 from hypothesis import HealthCheck, settings
@@ -16,6 +17,8 @@ from world import GATED, NAME, NAMESPACE, OFFLINE, ONLINE, World, badly, is_live
 from draftyard_api.names import Stage
 from draftyard_api.reasons import Reason
 from draftyard_api.status import ConditionType, Phase
+from draftyard_operator.census import take
+from draftyard_operator.reconcile import reconcile
 from draftyard_operator.run import is_terminal
 from draftyard_operator.testing.direct import Crash
 from draftyard_operator.testing.kinds import CONFIG_MAP, JOB, PYTORCH_JOB
@@ -44,6 +47,7 @@ class Life(RuleBasedStateMachine):
         self.world.fake.kubelet.on_term = lambda _: None
         self.given = copy.deepcopy(self.world.object["spec"])
         self.ended = None
+        self.census = None
         self.manifests = 0
         self.highest: dict[tuple[str, str], int] = {}
 
@@ -53,6 +57,18 @@ class Life(RuleBasedStateMachine):
     def the_operator_looks(self, times):
         for _ in range(times):
             self.world.look()
+
+    @rule()
+    def a_census_is_taken(self):
+        world = self.world
+        self.census = asyncio.run(take(world.cluster, world.operator.config, ()))
+
+    @precondition(lambda self: self.census is not None)
+    @rule()
+    def the_operator_looks_at_an_old_census(self):
+        """Older than it may be: it may be late then, but it does nothing wrong."""
+        world = self.world
+        asyncio.run(reconcile(world.operator, NAMESPACE, NAME, world.now, self.census))
 
     @rule(writes=st.integers(1, 4))
     def the_operator_is_killed_after_a_write(self, writes):
@@ -109,6 +125,10 @@ class Life(RuleBasedStateMachine):
         """As long as the API server takes it."""
         if self.world.status.frozen_time is None:
             self.edit(data={"maxSamples": samples})
+
+    @rule(refuses=st.booleans())
+    def a_quota_takes_no_pods_or_takes_them_again(self, refuses):
+        self.world.fake.pod_rules[:] = [lambda _: "exceeded quota: team"] if refuses else []
 
     @rule(number=st.integers(0, 9))
     def somebody_deletes_a_child(self, number):

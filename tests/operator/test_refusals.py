@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 
+from draftyard_api.names import Stage
 from draftyard_api.reasons import Reason
 from draftyard_operator import refusals
 from draftyard_operator.refusals import ApiError, Request
@@ -24,6 +26,7 @@ RBAC = 'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create 
     ("message", "reason"),
     [
         ('jobs "x" is forbidden: exceeded quota: gpus, requested: 8', Reason.QUOTA_EXCEEDED),
+        ('pods "x" is forbidden: failed quota: memory: must specify limits.memory', Reason.QUOTA_EXCEEDED),
         ('pods "x" is forbidden: violates PodSecurity "restricted:latest"', Reason.POD_SECURITY_VIOLATION),
         (RBAC, Reason.FORBIDDEN),
         ('admission webhook "w" denied the request: User cannot', Reason.CHILD_REJECTED),
@@ -72,3 +75,72 @@ def test_two_kinds_of_409_differ():
 )
 def test_what_is_not_worth_trying_again(code, is_final):
     assert error(code, "x").is_final is is_final
+
+
+# -- Pods that cannot be made -------------------------------------------------------------------
+
+NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
+QUOTA = "exceeded quota: team, requested: pods=1, used: pods=4, limited: pods=4"
+
+
+def event(message=f'Error creating: pods "r1-train-a1-x7k2p" is forbidden: {QUOTA}', **changes):
+    return {"reason": "FailedCreate", "message": message, "lastTimestamp": "2026-11-20T07:59:00Z"} | changes
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "told"),
+    [
+        pytest.param(
+            event()["message"], Reason.QUOTA_EXCEEDED,
+            f"its pods cannot be made: {QUOTA}; raise the quota, or ask for less in train.pod", id="a quota",
+        ),
+        pytest.param(
+            'Error creating: pods "a" is forbidden: violates PodSecurity "restricted:latest": host namespaces',
+            Reason.POD_SECURITY_VIOLATION,
+            'its pods cannot be made: violates PodSecurity "restricted:latest": host namespaces; '
+            "change what is asked for in train.pod", id="Pod Security",
+        ),
+        pytest.param(
+            'Error creating: pods "a" is forbidden: maximum memory usage per Container is 1Gi, but limit is 2Gi',
+            Reason.CHILD_REJECTED,
+            "its pods cannot be made: maximum memory usage per Container is 1Gi, but limit is 2Gi; "
+            "change what is asked for in train.pod", id="a LimitRange",
+        ),
+        pytest.param(
+            "Error creating: Internal error occurred: failed calling webhook", Reason.CHILD_REJECTED,
+            "its pods cannot be made: Internal error occurred: failed calling webhook; change what is asked for in "
+            "train.pod", id="a webhook that is away",
+        ),
+    ],
+)  # fmt: skip
+def test_why_pods_cannot_be_made(message, reason, told):
+    found = refusals.of_pods([event(message)], Stage.TRAIN, NOW)
+    assert (found.reason, found.message) == (reason, told)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        pytest.param([], id="no event"),
+        pytest.param([event(reason="SuccessfulCreate")], id="another event"),
+        pytest.param([event(lastTimestamp="2026-11-20T07:49:59Z")], id="long ago"),
+        pytest.param([event(lastTimestamp=None)], id="without a time"),
+    ],
+)
+def test_no_event_says_that_pods_cannot_be_made(found):
+    assert refusals.of_pods(found, Stage.TRAIN, NOW) is None
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"lastTimestamp": "2026-11-20T07:59:30Z"},
+        {"lastTimestamp": None, "series": {"lastObservedTime": "2026-11-20T07:59:30.000001Z"}},
+        {"lastTimestamp": None, "eventTime": "2026-11-20T07:59:30.000001Z"},
+    ],
+    ids=["as controllers write", "a series", "a single one"],
+)
+def test_the_newest_event_counts(times):
+    newest = event("Error creating: something new", reason="FailedCreatePod", **times)
+    found = refusals.of_pods([event(), newest, event()], Stage.TRAIN, NOW)
+    assert "something new" in found.message

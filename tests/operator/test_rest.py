@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
 from world import NAME, NAMESPACE, World
 
 from draftyard_api.names import LABEL_MANAGED, LABEL_UID
 from draftyard_operator import rest
-from draftyard_operator.kinds import JOB, PYTORCH_JOB
-from draftyard_operator.refusals import ApiError, Request
+from draftyard_operator.census import take
 
 
-class Lists:
-    """The LISTs of a client, counted."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.asked = []
-        self.refusal = None
-
-    async def each(self, kind, namespace, labels):
-        self.asked.append((kind, namespace, labels))
-        if self.refusal is not None:
-            raise self.refusal
-        found = await self.world.cluster.list(kind, namespace, labels)
-        if found is None:
-            raise ApiError(Request("list", kind.plural), 404, "NotFound", "no such kind")
-        for one in found:
-            yield one
-
-
-def rests(world: World, lists: Lists | None = None, namespaces=()) -> bool:
-    told = asyncio.run(rest.at_rest(world.operator, lists or Lists(world), namespaces, world.now))
-    return told(world.object)
+def rests(world: World) -> bool:
+    census = asyncio.run(take(world.cluster, world.operator.config, ()))
+    return rest.at_rest(world.operator, census, world.now)(world.object)
 
 
 def ended() -> World:
@@ -78,24 +57,6 @@ def test_an_ended_run_whose_spec_has_changed_does_not_rest():
     world = ended()
     world.edit(suspend=True)
     assert not rests(world)
-
-
-def test_each_kind_is_listed_once_for_all():
-    world = ended()
-    lists = Lists(world)
-    rests(world, lists)
-    assert lists.asked == [(kind, "", {LABEL_MANAGED: "true"}) for kind in (JOB, PYTORCH_JOB)]
-    lists = Lists(world)
-    rests(world, lists, ("a", "b"))
-    assert {namespace for _, namespace, _ in lists.asked} == {"a", "b"}
-
-
-def test_a_list_that_fails_is_no_rest():
-    world = ended()
-    lists = Lists(world)
-    lists.refusal = ApiError(Request("list", "jobs.batch"), 500, "InternalError", "no")
-    with pytest.raises(ApiError):
-        rests(world, lists)
 
 
 def test_a_child_that_names_no_run_is_passed_over():

@@ -167,6 +167,27 @@ def test_a_pass_says_when_to_look_again(scene):
     assert scene.value("reconcile_total", result="ok") == 2
 
 
+def test_looks_that_were_put_off_come_together(scene):
+    """And short waits are kept to the second."""
+    scene.now = 101.0
+    scene.after = 20.0
+    for key in (A, B):
+        scene.queue.add(key)
+        scene.work()
+        scene.now += 2.0
+    scene.now = 119.9
+    assert scene.work() == []
+    scene.now = 120.0
+    assert scene.work() == [A, B]
+    scene.after = 19.0
+    scene.queue.add(C)
+    scene.work()
+    scene.now = 138.9
+    assert scene.work() == []
+    scene.now = 139.0
+    assert scene.work() == [C]
+
+
 def test_what_fails_is_held_back_alone_and_told_in_one_line(scene, caplog):
     scene.failure = ValueError("first line\nsecond line")
     scene.queue.add(A)

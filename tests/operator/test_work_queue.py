@@ -388,3 +388,40 @@ class Story(RuleBasedStateMachine):
 
 TestStory = Story.TestCase
 TestStory.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+# -- How old what a pass reads may be -----------------------------------------------------------
+
+
+def test_a_look_is_for_the_last_reason_that_was_told(queue, clock):
+    queue.add(A)
+    clock.now += 5
+    queue.add(A)
+    clock.now += 5
+    assert queue.take_now() == A
+    assert queue.since(A) == clock.now - 5
+
+
+def test_a_reason_may_have_been_found_before_it_is_told(queue, clock):
+    queue.add(A, since=clock.now - 3)
+    queue.add(B)
+    queue.add(B, since=clock.now - 3)
+    queue.take_now(), queue.take_now()
+    assert (queue.since(A), queue.since(B)) == (clock.now - 3, clock.now)
+
+
+def test_a_delayed_look_is_for_when_it_was_due(queue, clock):
+    queue.add_after(A, 10)
+    clock.now += 12
+    assert queue.take_now() == A
+    assert queue.since(A) == clock.now - 2
+
+
+def test_what_comes_while_in_work_is_for_after_it(queue, clock):
+    queue.add(A)
+    queue.take_now()
+    queue.add(A)
+    clock.now += 7
+    queue.finish(A)
+    assert queue.take_now() == A
+    assert queue.since(A) == clock.now

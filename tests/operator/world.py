@@ -80,8 +80,9 @@ def result(stage: Stage, pod: Json | None = None, **changes: Any) -> StageResult
         case Stage.GENERATE:
             index = int(pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"]) if pod else 0
             states = StoredStates(
-                key="k1", shard=index, shards=4, documents=250, tokens=185000, bytes=10**9, argmax_agreement="0.994"
-            )
+                key="k1", shard=index, shards=4, documents=250, tokens=185000, label_rows=102500, bytes=10**9,
+                tokens_per_second=100.0, argmax_agreement="0.994",
+            )  # fmt: skip
             made = made.model_copy(update={"hidden_states": states})
         case Stage.TRAIN:
             trained = Trained(steps=24, best_step=20, loss="1.9", acceptance=ACCEPTANCE)
@@ -144,7 +145,7 @@ class World:
     def later(self, seconds: float) -> None:
         """Time passes, and pods end whose time has come."""
         self.now += timedelta(seconds=seconds)
-        self.fake.kubelet.tick()
+        self.fake.tick()
 
     def settle(self, most: int = 50) -> None:
         """Passes until nothing more is decided or done at this moment."""

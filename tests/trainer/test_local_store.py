@@ -292,7 +292,9 @@ def test_names_outside_are_refused(store: LocalStore, name: str) -> None:
         pytest.param(errno.ENOSPC, ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, "bytes free", id="a full disk"),
         pytest.param(errno.EDQUOT, ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, "bytes free", id="a used up quota"),
         pytest.param(errno.EACCES, ExitCode.DENIED, Reason.STORAGE_ACCESS_DENIED, "uid", id="no right to write"),
-        pytest.param(errno.EROFS, ExitCode.DENIED, Reason.STORAGE_ACCESS_DENIED, "uid", id="a read-only disk"),
+        pytest.param(
+            errno.EROFS, ExitCode.DENIED, Reason.STORAGE_ACCESS_DENIED, "can be written", id="a read-only disk"
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", ["create", "create_folder"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -16,6 +18,7 @@ from draftyard_api.spec import Evaluate, Export, Target
 from draftyard_api.task import EvaluateTask
 from draftyard_trainer import process
 from draftyard_trainer.reporting import Reporter
+from draftyard_trainer.storage.local import LocalStore
 
 
 def raising(error: Exception):
@@ -36,6 +39,24 @@ def raising(error: Exception):
             OSError(errno.ENOSPC, "No space left on device", "/data/x"), 79, "WorkspaceFull", "no space left (/data/x)",
             id="a full disk",
         ),
+        pytest.param(
+            PermissionError(errno.EACCES, "Permission denied", "/data/workspace/draftyard/prepare"), 77,
+            "StorageAccessDenied", "workspace: /data/workspace/draftyard/prepare: Permission denied; give uid",
+            id="a workspace of somebody else",
+        ),
+        pytest.param(
+            PermissionError(errno.EPERM, "Operation not permitted", b"/data/claims/models/llama/config.json"), 77,
+            "StorageAccessDenied", "claim models: /data/claims/models/llama/config.json: Operation not permitted; give",
+            id="a claim of somebody else",
+        ),
+        pytest.param(
+            OSError(errno.EROFS, "Read-only file system", "/elsewhere/x"), 77, "StorageAccessDenied",
+            "/elsewhere/x: Read-only file system; take a claim or a folder that can be written", id="a read-only disk",
+        ),
+        pytest.param(
+            PermissionError(errno.EPERM, "Operation not permitted"), 1, "PodFailed", "Operation not permitted",
+            id="a system call that is about no file",
+        ),
         pytest.param(OSError(errno.EIO, "I/O error"), 1, "PodFailed", "I/O error", id="a broken disk"),
         pytest.param(MemoryError("4 GiB"), 1, "OutOfMemory", "4 GiB", id="no memory"),
         pytest.param(KeyError("lm_head"), 1, "PodFailed", "KeyError: 'lm_head'", id="a bug"),
@@ -45,6 +66,40 @@ def test_ends(error, code, reason, words):
     result = process.attempt(Stage.TRAIN, raising(error))
     assert (result.exit_code, result.reason) == (code, reason)
     assert words in result.message
+
+
+UNREADABLE = """
+import sys
+from pathlib import Path
+from draftyard_api.names import Stage
+from draftyard_trainer import process
+from draftyard_trainer.storage.local import LocalStore
+
+store = LocalStore(Path(sys.argv[1]))
+work = {"exists": lambda: store.exists("train/r1/a"), "list": lambda: store.list("train"),
+        "size": lambda: store.size("train/r1/a"), "fetch": lambda: store.fetch("train/r1/a"),
+        "write": lambda: store.publish("train/b", b"x"), "target": lambda: Path(sys.argv[1], "train/r1/a").is_file()}
+print(process.attempt(Stage.TRAIN, work[sys.argv[2]]).model_dump_json(by_alias=True))
+"""
+
+
+@pytest.mark.parametrize("what", ["exists", "list", "size", "fetch", "write", "target"])
+def test_a_folder_of_somebody_else_is_one_clear_end(tmp_path, what):
+    """For a real user without the rights: an unreadable folder must not pass for an empty one."""
+    store = LocalStore(tmp_path)
+    store.publish("train/r1/a", b"x")
+    (tmp_path / "train").chmod(0)
+    leash = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    try:
+        done = subprocess.run(
+            [*leash, sys.executable, "-c", UNREADABLE, str(tmp_path), what], capture_output=True, text=True, check=True
+        )
+    finally:
+        (tmp_path / "train").chmod(0o755)
+    result = StageResult.model_validate_json(done.stdout)
+    assert (result.exit_code, result.reason) == (ExitCode.DENIED, Reason.STORAGE_ACCESS_DENIED)
+    assert str(tmp_path) in result.message
+    assert "pod.securityContext.fsGroup" in result.message
 
 
 def test_a_result_passes_through():

@@ -314,6 +314,7 @@ def result(work: Work, manifest: ShardManifest) -> StageResult:
             tokens=manifest.tokens,
             label_rows=manifest.label_rows,
             bytes=manifest.bytes,
+            tokens_per_second=manifest.tokens_per_second,
             argmax_agreement=f"{manifest.fidelity.agreement:.4f}" if manifest.fidelity else None,
         ),
     )

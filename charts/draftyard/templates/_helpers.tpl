@@ -50,7 +50,7 @@ labels:
   verbs: [get, list, watch]
 - apiGroups: [draftyard.dev]
   resources: [drafttrainings/status]
-  verbs: [get, patch]
+  verbs: [patch]
 - apiGroups: [draftyard.dev]
   resources: [drafttrainings/finalizers]
   verbs: [update]
@@ -60,7 +60,7 @@ labels:
 {{- if .Values.rbac.pytorchJobs }}
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, delete]
 {{- end }}
 - apiGroups: [""]
   resources: [configmaps]
@@ -70,14 +70,14 @@ labels:
   verbs: [get, list, create, patch]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list]
+  verbs: [list]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [list, create]
 {{- if .Values.rbac.kueue }}
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]
-  verbs: [get, list]
+  verbs: [list]
 {{- end }}
 {{- end }}
 
@@ -97,5 +97,6 @@ resyncSeconds: {{ int .Values.config.resyncSeconds }}
 maxParallelism: {{ int .Values.config.maxParallelism }}
 watchNamespaces: {{ .Values.watchNamespaces | toJson }}
 fsGroup: {{ .Values.config.fsGroup | toJson }}
+pytorchJobs: {{ .Values.rbac.pytorchJobs }}
 readWorkloads: {{ .Values.rbac.kueue }}
 {{- end }}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from draftyard_api.progress import Progress
@@ -14,6 +14,7 @@ from draftyard_operator.testing.fake_cluster import FakeCluster
 from draftyard_operator.testing.kinds import Kind
 
 Json = Any
+NOT_SERVED = "the server could not find the requested resource"
 
 
 class Crash(BaseException):
@@ -41,14 +42,27 @@ class DirectCluster:
         found = self._kind(kind)
         return None if found is None else self.fake.store.find(found, namespace, name)
 
-    async def list(self, kind: wanted.Kind, namespace: str, labels: Mapping[str, str]) -> Sequence[Json] | None:
-        """Objects by their labels."""
+    async def list(
+        self, kind: wanted.Kind, namespace: str, labels: Mapping[str, str], fields: Mapping[str, str] | None = None
+    ) -> Sequence[Json] | None:
+        """Objects by labels and fields."""
         self._read("list", kind)
         found = self._kind(kind)
         if found is None:
             return None
-        selector = {"labelSelector": ",".join(f"{name}={value}" for name, value in labels.items())}
+        both = {"labelSelector": labels, "fieldSelector": fields or {}}
+        selector = {name: ",".join(f"{key}={value}" for key, value in terms.items()) for name, terms in both.items()}
         return self.fake.api.page(found, namespace, selector).items
+
+    async def each(
+        self, kind: wanted.Kind, namespace: str, labels: Mapping[str, str], fields: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Json]:
+        """Objects by labels and fields, one after the other."""
+        found = await self.list(kind, namespace, labels, fields)
+        if found is None:
+            raise ApiError(Request("list", resource(kind)), 404, "NotFound", NOT_SERVED)
+        for one in found:
+            yield one
 
     async def create(self, kind: wanted.Kind, namespace: str, manifest: Json) -> Json:
         """Make an object."""
@@ -92,7 +106,7 @@ class DirectCluster:
         self._refuse(request)
         found, api = self._kind(kind), self.fake.api
         if found is None:
-            raise ApiError(request, 404, "NotFound", "the server could not find the requested resource")
+            raise ApiError(request, 404, "NotFound", NOT_SERVED)
         try:
             if request.verb == "create":
                 stored = api.create(found, namespace, body)

@@ -23,6 +23,7 @@ from typing import Any, Protocol, Self
 from draftyard_api import crd
 from draftyard_api.names import API_VERSION, KIND
 from draftyard_operator.testing.api import Api
+from draftyard_operator.testing.children import PodRule
 from draftyard_operator.testing.deletion import Collector
 from draftyard_operator.testing.jobs import JobController
 from draftyard_operator.testing.kinds import (
@@ -65,12 +66,13 @@ class FakeCluster:
         self.server = Server(self.api)
         self.is_paused = False
         """Controllers and kubelet stand still, and catch up when it ends (`settle`)."""
-        self.followers: list[Follower] = [
-            self.collector,
-            JobController(self.store, self.collector),
-            PyTorchJobController(self.store, self.collector),
-            self.kubelet,
+        self.pod_rules: list[PodRule] = []
+        """What refuses pods that controllers make: quotas and the like."""
+        self._controllers: list[JobController | PyTorchJobController] = [
+            JobController(self.store, self.collector, self.pod_rules),
+            PyTorchJobController(self.store, self.collector, self.pod_rules),
         ]
+        self.followers: list[Follower] = [self.collector, *self._controllers, self.kubelet]
         self._changes: deque[Change] = deque()
         self._is_settling = False
         self._ticker: asyncio.Task[None] | None = None
@@ -159,6 +161,12 @@ class FakeCluster:
         finally:
             self._is_settling = False
 
+    def tick(self) -> None:
+        """Time has passed: pods end, and what was refused is tried again."""
+        self.kubelet.tick()
+        for controller in self._controllers:
+            controller.tick()
+
     def _hear(self, change: Change) -> None:
         self._changes.append(change)
         self.settle()
@@ -167,4 +175,4 @@ class FakeCluster:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             if not self.is_paused:
-                self.kubelet.tick()
+                self.tick()

@@ -6,11 +6,12 @@ Pods count once, when they end or are taken away. Retries come at once: Kubernet
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from draftyard_operator.testing import pods
-from draftyard_operator.testing.children import PodMaker, controller_of, live, owned
+from draftyard_operator.testing.children import PodMaker, PodRule, controller_of, live, owned
 from draftyard_operator.testing.deletion import Collector, is_ended, is_leaving
 from draftyard_operator.testing.kinds import JOB, POD
 from draftyard_operator.testing.store import Change, Store
@@ -71,10 +72,10 @@ def action(job: Json, pod: Json) -> tuple[str, str]:
 class JobController:
     """Turns Jobs into pods, and pods into a Job's status."""
 
-    def __init__(self, store: Store, collector: Collector) -> None:
+    def __init__(self, store: Store, collector: Collector, rules: Sequence[PodRule] = ()) -> None:
         self.store = store
         self.collector = collector
-        self.maker = PodMaker(store)
+        self.maker = PodMaker(store, rules)
         self.ledgers: dict[str, Ledger] = {}
 
     def see(self, change: Change) -> None:
@@ -121,6 +122,11 @@ class JobController:
                 ledger.given_up.add(index)
 
     # -- Acting -----------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Try again what was refused."""
+        for owner in self.maker.due():
+            self.sync(owner)
 
     def sync(self, job: Json) -> None:
         """One look at a Job."""

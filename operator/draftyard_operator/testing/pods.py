@@ -62,6 +62,7 @@ def container_statuses(pod: Json, state: Json, *, ready: bool = False) -> list[J
         {
             "name": container["name"],
             "image": container.get("image", ""),
+            "imageID": container.get("image", ""),
             "ready": ready,
             "restartCount": 0,
             "started": ready,

@@ -5,10 +5,11 @@ Without a Master, one worker that exits 0 is the success of all; with a Master, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from draftyard_operator.testing import pods
-from draftyard_operator.testing.children import PodMaker, controller_of, live, owned
+from draftyard_operator.testing.children import PodMaker, PodRule, controller_of, live, owned
 from draftyard_operator.testing.deletion import Collector, is_leaving
 from draftyard_operator.testing.kinds import POD, PYTORCH_JOB
 from draftyard_operator.testing.store import Change, Store
@@ -23,10 +24,10 @@ ENDS = ("Succeeded", "Failed")
 class PyTorchJobController:
     """Turns PyTorchJobs into pods, and pods into a status."""
 
-    def __init__(self, store: Store, collector: Collector) -> None:
+    def __init__(self, store: Store, collector: Collector, rules: Sequence[PodRule] = ()) -> None:
         self.store = store
         self.collector = collector
-        self.maker = PodMaker(store)
+        self.maker = PodMaker(store, rules, "FailedCreatePod")
 
     def see(self, change: Change) -> None:
         """Follow a change of a PyTorchJob or of one of its pods."""
@@ -36,6 +37,11 @@ class PyTorchJobController:
             job = controller_of(self.store, PYTORCH_JOB, change.object)
             if job is not None:
                 self.sync(job)
+
+    def tick(self) -> None:
+        """Try again what was refused."""
+        for owner in self.maker.due():
+            self.sync(owner)
 
     def sync(self, job: Json) -> None:
         """One look at a PyTorchJob."""

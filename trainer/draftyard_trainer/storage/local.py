@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
+from draftyard_trainer.storage import access
 from draftyard_trainer.storage.store import parts_of
 
 ASIDE = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$")
@@ -40,12 +41,14 @@ class LocalStore:
 
     def exists(self, name: str) -> bool:
         """Whether a file of this name is published."""
-        return self._path(name).is_file()
+        with self._explaining("reading", name):
+            return self._path(name).is_file()
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None when it is absent."""
         path = self._path(name)
-        return path.stat().st_size if path.is_file() else None
+        with self._explaining("reading", name):
+            return path.stat().st_size if path.is_file() else None
 
     def read(self, name: str) -> bytes:
         """A whole file."""
@@ -61,10 +64,11 @@ class LocalStore:
     def list(self, prefix: str) -> list[str]:
         """Published files below a folder."""
         found = []
-        for folder, subfolders, files in os.walk(self._path(prefix)):
-            subfolders[:] = [name for name in subfolders if not ASIDE.search(name)]
-            parent = Path(folder).relative_to(self.root)
-            found += [(parent / name).as_posix() for name in files if not ASIDE.search(name)]
+        with self._explaining("reading", prefix):
+            for folder, subfolders, files in os.walk(self._path(prefix), onerror=unless_absent):
+                subfolders[:] = [name for name in subfolders if not ASIDE.search(name)]
+                parent = Path(folder).relative_to(self.root)
+                found += [(parent / name).as_posix() for name in files if not ASIDE.search(name)]
         return sorted(found)
 
     def publish(self, name: str, data: bytes) -> None:
@@ -119,8 +123,9 @@ class LocalStore:
     def fetch(self, name: str) -> Path:
         """The file itself."""
         path = self._path(name)
-        if not path.is_file():
-            raise FileNotFoundError(errno.ENOENT, "no such object", str(path))
+        with self._explaining("reading", name):
+            if not path.is_file():
+                raise FileNotFoundError(errno.ENOENT, "no such object", str(path))
         return path
 
     def fetch_folder(self, name: str, files: Sequence[str]) -> Path:
@@ -177,10 +182,15 @@ class LocalStore:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 message = f"{where}: no space left ({self.free_bytes()} bytes free); free some, or use a larger one"
                 raise Failure(ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, message) from error
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                message = f"{where}: {error.strerror}; give uid {os.getuid()} the right to read and write there"
-                raise Failure(ExitCode.DENIED, Reason.STORAGE_ACCESS_DENIED, message) from error
+            if error.errno in access.REFUSED:
+                raise access.denied(where, error) from error
             raise
+
+
+def unless_absent(error: OSError) -> None:
+    """A folder that is not there has no files; one that may not be read must not look so. Raises the error."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 # -- Names beside a name ----------------------------------------------------------------------

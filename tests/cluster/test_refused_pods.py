@@ -1,0 +1,126 @@
+"""Pods that admission refuses: their Job's status does not say so, the status of the run does, soon, and why."""
+
+from __future__ import annotations
+
+import time
+
+import operators
+import pytest
+import trainings
+from world import spec
+
+from draftyard_api import names
+from draftyard_api.names import API_VERSION, KIND, Stage
+
+NAME = "demo"
+JOB = names.child(NAME, Stage.PREPARE, 1)
+SOON = 2 * 2 * operators.RESYNC_SECONDS
+"""Two resyncs of the longest kind."""
+
+
+@pytest.fixture(scope="module")
+def operator(plane, controllers, tmp_path_factory):
+    with operators.running(plane, tmp_path_factory.mktemp("operator")) as process:
+        yield process
+
+
+class Scene:
+    """A namespace that takes no pod of a run."""
+
+    def __init__(self, server, namespace):
+        self.server = server
+        self.namespace = namespace
+        self.pods = f"api/v1/namespaces/{namespace}/pods"
+        self.jobs = f"apis/batch/v1/namespaces/{namespace}/jobs"
+
+    def add_run(self, **blocks):
+        metadata = {"name": NAME, "namespace": self.namespace}
+        made = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec(**blocks)}
+        return self.server.post(trainings.path(self.namespace), made).made()
+
+    def limit(self, kind, hard):
+        """A ResourceQuota or a LimitRange, in force."""
+        path = f"api/v1/namespaces/{self.namespace}/{kind}"
+        self.server.post(path, {"metadata": {"name": "limit"}, "spec": hard}).made()
+        if kind == "resourcequotas":
+            told = lambda: self.server.get(f"{path}/limit").made().get("status", {}).get("hard")  # noqa: E731
+            assert trainings.eventually(told) == hard["hard"]
+        return f"{path}/limit"
+
+    @property
+    def status(self):
+        return self.server.get(trainings.path(self.namespace, NAME)).made().get("status", {})
+
+    def told(self, reason):
+        """The message, once the status has the reason; no later than SOON after the Job was made."""
+        trainings.eventually(lambda: self.server.get(f"{self.jobs}/{JOB}").is_ok)
+        began = time.monotonic()
+        trainings.eventually(lambda: self.status.get("reason") == reason)
+        assert time.monotonic() - began < SOON
+        return self.status["message"]
+
+    def goes_on(self):
+        """Once the cause is gone: the Job controller tries again, and nobody is told of it any more."""
+        trainings.eventually(lambda: self.server.get(self.pods).made()["items"])
+        trainings.eventually(lambda: self.status["reason"] == "Pending")
+        assert self.status["phase"] == "Pending"
+        assert [one["attempt"] for one in self.status["stages"]][:1] == [1]
+
+
+@pytest.fixture
+def scene(server, namespace, operator):
+    return Scene(server, namespace)
+
+
+def test_f6_a_quota_of_pods(scene):
+    quota = scene.limit("resourcequotas", {"hard": {"pods": "0"}})
+    scene.add_run()
+    message = scene.told("QuotaExceeded")
+    assert message == (
+        "prepare a1: its pods cannot be made: exceeded quota: limit, requested: pods=1, used: pods=0, limited: pods=0; "
+        "raise the quota, or ask for less in prepare.pod"
+    )
+    assert scene.status["phase"] == "Pending"
+    scene.server.delete(quota).made()
+    scene.goes_on()
+
+
+def test_f6_a_quota_that_wants_to_know_more(scene):
+    scene.limit("resourcequotas", {"hard": {"limits.memory": "1Gi"}})
+    scene.add_run()
+    assert "failed quota: limit: must specify limits.memory for: prepare" in scene.told("QuotaExceeded")
+
+
+def test_f6_a_limit_range(scene):
+    limits = scene.limit("limitranges", {"limits": [{"type": "Container", "max": {"memory": "1Gi"}}]})
+    scene.add_run(prepare={"pod": {"resources": {"limits": {"memory": "2Gi"}}}})
+    message = scene.told("ChildRejected")
+    assert "maximum memory usage per Container is 1Gi, but limit is 2Gi" in message
+    assert message.endswith("change what is asked for in prepare.pod")
+    assert scene.status["phase"] == "Blocked"
+    scene.server.delete(limits).made()
+    scene.goes_on()
+
+
+def test_f6_pod_security(scene):
+    """No field of a run breaks the standard: a Job stands in for one that a webhook has changed.
+
+    It is there before the operator makes its own, which a ConfigMap of that name holds up.
+    """
+    home = f"api/v1/namespaces/{scene.namespace}"
+    scene.server.patch(home, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}).made()
+    scene.server.post(f"{home}/configmaps", {"metadata": {"name": JOB}}).made()
+    run = scene.add_run()
+    trainings.eventually(lambda: scene.status.get("reason") == "ChildConflict")
+    labels = {
+        names.LABEL_MANAGED: "true", names.LABEL_RUN: NAME, names.LABEL_UID: run["metadata"]["uid"],
+        names.LABEL_STAGE: "prepare", names.LABEL_ATTEMPT: "1",
+    }  # fmt: skip
+    container = {"name": "prepare", "image": "example.com/none:1", "securityContext": {"privileged": True}}
+    template = {"metadata": {"labels": labels}, "spec": {"restartPolicy": "Never", "containers": [container]}}
+    metadata = {"name": JOB, "labels": labels, "ownerReferences": [trainings.owned_by(run)]}
+    scene.server.post(scene.jobs, {"metadata": metadata, "spec": {"backoffLimit": 0, "template": template}}).made()
+    assert 'violates PodSecurity "restricted:latest": privileged' in scene.told("PodSecurityViolation")
+    assert scene.status["phase"] == "Blocked"
+    scene.server.patch(home, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": None}}}).made()
+    scene.goes_on()
