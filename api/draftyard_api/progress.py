@@ -33,6 +33,8 @@ class Progress(Model):
     """Optimizer step (train)."""
     total_steps: int | None = None
     """Optimizer steps of the whole run (train)."""
+    resumed_from_step: int | None = None
+    """Checkpoint at which this attempt went on; None when it began anew (train)."""
     epoch: str | None = None
     """Position in epochs, such as "0.84" (train)."""
     loss: str | None = None
@@ -187,6 +189,8 @@ class StageResult(Model):
     """Of generate."""
     trained: Trained | None = None
     """Of train."""
+    resumed_from_step: int | None = None
+    """Checkpoint at which train went on in this attempt; None when it began anew."""
     acceptance: Acceptance | None = None
     """Of evaluate."""
     published: str | None = None

@@ -79,6 +79,7 @@ def keep_result(ledger: Ledger, result: StageResult) -> None:
     """Keep what a stage reached, also of one that missed its gate."""
     if result.trained is not None:
         trained = result.trained
+        keep_resumed(ledger, result.resumed_from_step)
         ledger.change(checkpoint=CheckpointStatus(last_step=trained.steps, best_step=max(trained.best_step, 0)))
         keep_acceptance(ledger, trained.acceptance)
     if result.acceptance is not None:
@@ -147,10 +148,18 @@ def keep_progress(ledger: Ledger, reading: Progress | None, child: Child) -> Non
     before = ledger.status.progress
     if reading is None:
         return
+    if reading.stage is Stage.TRAIN:
+        keep_resumed(ledger, reading.resumed_from_step)
     told = progress_status(ledger, reading, child)
     if before is not None and not is_news(ledger, before, told):
         return
     ledger.change(progress=told)
+
+
+def keep_resumed(ledger: Ledger, step: int | None) -> None:
+    """Keep at which checkpoint training went on; a Job may replace its pod within an attempt."""
+    if step is not None:
+        ledger.change_stage(Stage.TRAIN, resumed_from_step=max(step, 0))
 
 
 def is_news(ledger: Ledger, before: ProgressStatus, told: ProgressStatus) -> bool:

@@ -213,6 +213,9 @@ def stage_events(before: DraftTrainingStatus, after: DraftTrainingStatus) -> Ite
         was = known.get(now.name, StageStatus(name=now.name, state="Pending"))
         if now.state == "Running" and now.attempt != was.attempt:
             yield Event("StageStarted" if now.attempt == 1 else "AttemptStarted", f"{now.name} a{now.attempt}")
+        if now.resumed_from_step is not None and now.resumed_from_step != was.resumed_from_step:
+            message = f"{now.name} a{now.attempt}: goes on at step {now.resumed_from_step}"
+            yield Event("CheckpointResumed", message)
         if now.state == "Succeeded" and was.state != "Succeeded":
             yield Event("StageCompleted", f"{now.name} a{now.attempt}")
 

@@ -151,6 +151,8 @@ class Run:
         self.journal: Journal | None = None
         """Of the process that writes."""
         self.on_policy = ""
+        self.resumed_from: int | None = None
+        """Step of the checkpoint at which this process went on."""
 
     def _identity(self) -> Identity:
         train, manifest = self.task.train, self.dataset.manifest
@@ -175,6 +177,7 @@ class Run:
         if found is not None:
             checkpoint.resume(found, self.trainer.draft, self.trainer.optimizer)
             self.state = found.manifest
+            self.resumed_from = self.state.step
         if self.fence is not None:
             # Of a save that was killed: the checkpoint of a stop is at a step that is never saved again.
             self.store.sweep(train_path(self.task.run))
@@ -184,6 +187,7 @@ class Run:
         if found is not None and unscored and self._is_due() and self.judges:
             self._save(scores=True)
         self.reporter.begin("training", "steps", self.state.total_steps, done=self.state.step)
+        self.reporter.update(resumed_from_step=self.resumed_from)
 
     def _find(self) -> Found | None:
         """The checkpoint that the leading process chooses.
@@ -296,7 +300,8 @@ class Run:
         outcome = exporting.Outcome(
             self.task, self.dataset, self.state, best, trained, self.on_policy, self.trainer.source.target_identity
         )
-        return exporting.export_best(self.store, outcome, self.trainer)
+        result = exporting.export_best(self.store, outcome, self.trainer)
+        return result.model_copy(update={"resumed_from_step": self.resumed_from})
 
 
 def journal_line(state: CheckpointManifest, report: StepReport, seconds: float, draft_tokens: int) -> dict[str, object]:
