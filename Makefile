@@ -52,7 +52,7 @@ test: check verify fixtures tokenizers cluster-programs s3-server ## everything,
 images: venv ## the operator's and the trainer's image, each with its bill of materials (needs root, buildah, debootstrap)
 	$(BIN)/python images/build.py
 
-E2E := PYTHONPATH=tests/cluster:tests/s3 $(BIN)/python tests/e2e
+E2E := PYTHONPATH=tests/cluster:tests/s3:bench $(BIN)/python tests/e2e
 
 cluster-up: venv ## a real one-node cluster with training-operator and an S3 server, on this machine (needs root, Go)
 	$(E2E)/up.py
