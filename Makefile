@@ -60,10 +60,10 @@ cluster-up: venv ## a real one-node cluster with training-operator and an S3 ser
 cluster-down: venv ## remove that cluster, with everything that it made on this machine
 	$(E2E)/down.py
 
-e2e: venv ## both modes on that cluster, as a user would: chart, examples, kubectl wait (needs root, Go, buildah)
+e2e: venv ## all of docs/real-node.md on that cluster, as users would: chart, kubectl, kills (needs root, Go, buildah)
 	$(BIN)/python images/build.py --gpu none --archive
 	$(E2E)/up.py
-	$(E2E)/check.py; ended=$$?; $(E2E)/down.py; exit $$ended
+	$(E2E)/check.py $(E2E_ARGS); ended=$$?; $(E2E)/down.py; exit $$ended
 
 test-kubernetes-1.34: venv ## the tests of a real API server, on the oldest version that can be built
 	$(BIN)/python tests/cluster/programs.py 1.34.4 helm-4.3.1 promtool-3.13.5

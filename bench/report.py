@@ -179,11 +179,16 @@ def main(folder: Path, page: Path) -> None:
 
 def finish(page: Path, lines: list[str], bars: list[Bar], markers: tuple[str, str] = MARKERS) -> None:
     """Write lines and bars between the markers of a page, and print the bars."""
+    write(page, lines, bars, markers)
+    print("\n".join(map(str, bars)))
+
+
+def write(page: Path, lines: list[str], bars: list[Bar], markers: tuple[str, str] = MARKERS) -> None:
+    """Write lines and bars between the markers of a page."""
     said = [*lines, "", "```", *map(str, bars), "```"]
     text, (begin, end) = page.read_text(), markers
     head, tail = text[: text.index(begin) + len(begin)], text[text.index(end) :]
     page.write_text("\n".join([head, *said, tail]))
-    print("\n".join(map(str, bars)))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
 """What a user meets on a real node, from `helm install` to killed API servers: `make e2e`, or `check.py POINT ...`.
 
-Every point ends with lines `bar NAME VALUE (needs ...) ok|short`, computed from what the cluster says.
+Every point ends with lines `bar NAME VALUE (needs ...) ok|short`, computed from what the cluster says. With `--page
+FILE` they are written between the markers of that page, too.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import deletion
 import installing
@@ -19,6 +23,7 @@ import suspension
 import two_nodes
 import whole_runs
 
+import report
 from report import Bar
 
 POINTS: dict[str, Callable[[], list[Bar]]] = {
@@ -35,13 +40,19 @@ POINTS: dict[str, Callable[[], list[Bar]]] = {
 
 def main() -> None:
     """Install, ask all points or those that are named, and end with 1 when one of them falls short."""
-    asked = sys.argv[1:] or list(POINTS)
-    if unknown := [name for name in asked if name not in POINTS]:
+    parser = argparse.ArgumentParser(description="checks on the cluster that `make cluster-up` has made")
+    parser.add_argument("points", nargs="*", metavar="POINT", help=f"of {', '.join(POINTS)}; all by default")
+    parser.add_argument("--page", type=Path, help="the page that the figures are written to")
+    given = parser.parse_args()
+    if unknown := [name for name in given.points if name not in POINTS]:
         sys.exit(f"given {', '.join(unknown)}; accepted: {', '.join(POINTS)}")
     begun = time.monotonic()
     installing.install()
-    bars = [bar for name in asked for bar in answered(name)]
-    print(f"checks took {(time.monotonic() - begun) / 60:.1f} minutes", *bars, sep="\n")
+    bars = [bar for name in given.points or POINTS for bar in answered(name)]
+    lines = [f"The checks took {(time.monotonic() - begun) / 60:.0f} minutes on {os.cpu_count()} cores."]
+    print("", *lines, *bars, sep="\n")
+    if given.page:
+        report.write(given.page, lines, bars)
     sys.exit(not all(bar.is_met for bar in bars))
 
 
