@@ -44,7 +44,7 @@ def suspended() -> bool:
     team.in_the_middle(NAME, "train")
     suspension.suspend(NAME, True)
     team.until(NAME, lambda status: status.get("phase") == "Suspended", "suspended")
-    return not team.pods(NAME)
+    return not team.working(NAME, "train")
 
 
 def evaluating() -> bool:
