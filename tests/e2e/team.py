@@ -23,7 +23,7 @@ PROGRESS = "9400/proxy/progress"
 
 SLOW: Json = {
     "data": {"source": {"file": {"uri": "pvc://models/many.json"}}, "evalFraction": 0.01},
-    "train": {"epochs": 5, "checkpoint": {"everySteps": 20, "keepLast": 2}},
+    "train": {"epochs": 3, "checkpoint": {"everySteps": 20, "keepLast": 2}},
     # one failure that counts would end the run
     "retry": {"maxAttempts": 1},
 }
