@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = MARKERS = ("<!-- measured: begin -->", "<!-- measured: end -->")
+GPU_MARKERS = ("<!-- gpu: begin -->", "<!-- gpu: end -->")
+"""Apart: most machines have none, and leave what another one measured."""
 PEERS = ("specforge", "speculators")
 PADDING, PACKING = PEERS
 LONG = 4096
@@ -143,7 +145,6 @@ def bound_lines(cases: dict[str, Case]) -> list[str]:
 def gpu_table(report: dict[str, Any]) -> list[str]:
     """One line per case on a GPU."""
     lines = [
-        "",
         f"On one {report['gpu']} with torch {report['torch']}, bf16, one whole optimizer step:",
         "",
         "| case | tokens | step | tokens/s | TFLOP/s | share of the limit | peak above the model |",
@@ -173,22 +174,21 @@ def main(folder: Path, page: Path) -> None:
             f"{found['bare'] / found['stored']:.2f} with labels and written to disk."
         )
     if (folder / "gpu.json").exists():
-        lines += gpu_table(json.loads((folder / "gpu.json").read_text()))
+        put(page, gpu_table(json.loads((folder / "gpu.json").read_text())), GPU_MARKERS)
     finish(page, lines, bars)
 
 
 def finish(page: Path, lines: list[str], bars: list[Bar], markers: tuple[str, str] = MARKERS) -> None:
     """Write lines and bars between the markers of a page, and print the bars."""
-    write(page, lines, bars, markers)
+    put(page, [*lines, "", "```", *map(str, bars), "```"], markers)
     print("\n".join(map(str, bars)))
 
 
-def write(page: Path, lines: list[str], bars: list[Bar], markers: tuple[str, str] = MARKERS) -> None:
-    """Write lines and bars between the markers of a page."""
-    said = [*lines, "", "```", *map(str, bars), "```"]
+def put(page: Path, lines: list[str], markers: tuple[str, str]) -> None:
+    """Write lines between the markers of a page."""
     text, (begin, end) = page.read_text(), markers
     head, tail = text[: text.index(begin) + len(begin)], text[text.index(end) :]
-    page.write_text("\n".join([head, *said, tail]))
+    page.write_text("\n".join([head, *lines, tail]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import pytest
 
 import report
 
-PAGE = f"# Title\n{report.BEGIN}\nold\n{report.END}\nrest\n"
+GPU = "\n".join((report.GPU_MARKERS[0], "of another machine", report.GPU_MARKERS[1]))
+PAGE = f"# Title\n{report.BEGIN}\nold\n{report.END}\n{GPU}\nrest\n"
 
 
 def case(ours: float, specforge: float | None, speculators: float | None, **shape: Any) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def test_bars_say_what_is_short(tmp_path, capsys):
     ]
     text = page.read_text()
     assert text.startswith("# Title\n" + report.BEGIN)
-    assert text.endswith(report.END + "\nrest\n")
+    assert text.endswith(f"{report.END}\n{GPU}\nrest\n")
     assert "old" not in text
     assert "| a | 512 (512) | 50% | 1.00 s | 1.50 s | 2.00 s | 0.80 | 1.50x | 100, 150, 200 |" in text
 
@@ -86,3 +87,4 @@ def test_capture_and_gpu_are_told_where_they_were_measured(tmp_path, capsys):
     assert "bar capture-copies 0.8 (needs >= 0.95) short" in out
     assert "bar capture-stored 0.5 (needs >= 0.8) short" in out
     assert "| x | 8192 | 0.300 s | 27,000 | 300 | 0.50 | 12.0 GiB |" in page.read_text()
+    assert "of another machine" not in page.read_text()

@@ -52,7 +52,7 @@ def main() -> None:
     lines = [f"The checks took {(time.monotonic() - begun) / 60:.0f} minutes on {os.cpu_count()} cores."]
     print("", *lines, *bars, sep="\n")
     if given.page:
-        report.write(given.page, lines, bars)
+        report.put(given.page, [*lines, "", "```", *map(str, bars), "```"], report.MARKERS)
     sys.exit(not all(bar.is_met for bar in bars))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import real
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from draftyard_trainer.data.conversation import Conversation, read_row
+from draftyard_trainer.data.files import read_rows
 from draftyard_trainer.data.template import ChatTemplate, MaskSource, RenderError
 from draftyard_trainer.data.tokenizer import load_tokenizer, stop_ids
-from draftyard_trainer.data.tokens import Tokenised, TokenRules, tokenise
+from draftyard_trainer.data.tokens import Pieces, Tokenised, TokenRules, tokenise
 
+SHAREGPT = real.FOLDER.parent / "fixtures" / "sharegpt.json"
 ENDS = {
     "qwen3": "<|im_end|>",
     "llama3_1": "<|eot_id|>",
@@ -131,6 +135,30 @@ def test_there_is_one_bos_at_most(world: World, case: str) -> None:
         writes_it = world.name not in TEMPLATES
         assert document.tokens.tolist().count(bos) == writes_it
         assert (document.tokens[0] == bos) == writes_it
+
+
+ODD = (
+    "e\u0301\u0323 \u1100\u1161 \ufb01 \u00a0\u2028\u200d",
+    "\u0327\u0301a \ud55c\uae00 \U0001f469\u200d\U0001f467",
+    "  \t \r\n\n x ",
+)
+"""Marks in another order than normal forms have them, characters that a normal form splits or joins, spaces."""
+
+
+def test_tokens_are_in_the_order_of_the_text(world: World) -> None:
+    """What looking for a span by halving needs, on real conversations and on what normal forms change."""
+    if not SHAREGPT.is_file():
+        pytest.skip("the conversations are not there: `make fixtures` fetches them")
+    rows = itertools.islice(read_rows(SHAREGPT), 100)
+    texts = [*ODD, *(json.dumps(row, ensure_ascii=False)[:20_000] for row in rows)]
+    encodings = world.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    for text, encoding in zip(texts, encodings, strict=True):
+        pieces = Pieces.of(text, encoding)
+        reach = [(pieces.start(place), pieces.end(place)) for place in range(len(pieces.ids))]
+        assert reach == sorted(reach)
+        assert [end for _, end in reach] == sorted(end for _, end in reach)
+        assert encoding.offsets == [pieces.characters(place) for place in range(len(reach))]
+    assert sum(map(len, encodings)) > 10_000
 
 
 def test_each_turn_alone_is_what_was_generated(world: World) -> None:

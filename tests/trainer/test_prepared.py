@@ -14,11 +14,12 @@ from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import MANIFEST
 from draftyard_api.progress import DatasetCounts
 from draftyard_trainer.data.manifest import DataKey, MaskReport, PreparedManifest
-from draftyard_trainer.data.prepared import INDEX, SPANS, TOKENS, VOCABULARY, PreparedDataset, PreparedWriter
+from draftyard_trainer.data.prepared import INDEX, SPANS, TOKENS, VOCABULARY, PreparedDataset, PreparedWriter, sealed
 from draftyard_trainer.data.split import is_held_out
 from draftyard_trainer.data.tokens import Tokenised
 from draftyard_trainer.data.vocabulary import DraftVocabulary, build_vocabulary
 from draftyard_trainer.storage.local import LocalStore
+from draftyard_trainer.storage.sealed import seal, unseal
 
 V = 50
 FOLDER = "prepare/one"
@@ -67,7 +68,7 @@ def write(store: LocalStore, documents: Sequence[tuple[Tokenised, bool]]) -> Pre
             vocabulary_sha256=writer.write_vocabulary(vocabulary),
             bytes=0,
         )
-        (staged / MANIFEST).write_text(manifest.model_dump_json(by_alias=True))
+        (staged / MANIFEST).write_bytes(sealed(manifest))
     return writer
 
 
@@ -210,7 +211,10 @@ def test_a_broken_folder_is_noticed(store: LocalStore, tmp_path: Path, name: str
 def test_a_folder_of_another_version_is_not_read(store: LocalStore, tmp_path: Path) -> None:
     write(store, [(FIRST, False)])
     manifest = tmp_path / FOLDER / MANIFEST
-    manifest.write_text(manifest.read_text().replace('"formatVersion":2', '"formatVersion":1'))
+    content = unseal(manifest.read_bytes())
+    older = content.replace(b'"formatVersion": 3', b'"formatVersion": 2')
+    assert older != content
+    manifest.write_bytes(seal(older))
     with pytest.raises(Failure) as caught:
         PreparedDataset.open(store, "one")
     assert caught.value.code is ExitCode.STALE_INPUT

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from draftyard_trainer.data.conversation import Conversation, Message
 from draftyard_trainer.data.document import Document
 from draftyard_trainer.data.template import ChatTemplate, MaskSource, Rendered, Span
-from draftyard_trainer.data.tokens import Pieces, Tokenised, TokenRules, supervise, tokenise
+from draftyard_trainer.data.tokens import Pieces, Tokenised, TokenRules, supervise, token_range, tokenise
 from draftyard_trainer.testing import CHATML, write_tokenizer
 
 BOS, START, STOP = 0, 1, 2
@@ -30,7 +30,11 @@ def pieces(*texts: str, stop: str = "$") -> Pieces:
     """One token for each text, side by side; the text `stop` has the stop token's id, all others count up from 10."""
     ends = np.cumsum([len(text) for text in texts])
     ids = [STOP if text == stop else 10 + place for place, text in enumerate(texts)]
-    return Pieces("".join(texts), np.array(ids), ends - [len(text) for text in texts], ends)
+    return placed("".join(texts), ids, list(zip(ends - [len(text) for text in texts], ends, strict=True)))
+
+
+def placed(text: str, ids: Sequence[int], characters: Sequence[tuple[int, int]]) -> Pieces:
+    return Pieces(text, np.array(ids), characters.__getitem__)
 
 
 def spans_of(found: Tokenised) -> list[tuple[int, int]]:
@@ -75,13 +79,40 @@ def test_turns_that_no_stop_token_ends_are_counted(spans: list[tuple[int, int]],
 
 
 def test_tokens_of_no_characters_do_not_tear_a_run() -> None:
-    torn = Pieces("qab cd$", np.array([10, 11, 12, 13, STOP]), np.array([0, 1, 4, 4, 6]), np.array([1, 3, 4, 6, 7]))
+    torn = placed("qab cd$", [10, 11, 12, 13, STOP], [(0, 1), (1, 3), (4, 4), (4, 6), (6, 7)])
     assert spans_of(supervise(torn, [Span(1, 6)], RULES)) == [(1, 4)]
 
 
 def test_pieces_of_one_character_share_it() -> None:
-    shared = Pieces("q☃$", np.array([10, 11, 12, 13, STOP]), np.array([0, 1, 1, 1, 2]), np.array([1, 2, 2, 2, 3]))
+    shared = placed("q☃$", [10, 11, 12, 13, STOP], [(0, 1), (1, 2), (1, 2), (1, 2), (2, 3)])
     assert spans_of(supervise(shared, [Span(1, 2)], RULES)) == [(1, 4)]
+
+
+def naive_range(text: Pieces, span: Span) -> tuple[int, int]:
+    """Every token looked at: from the first to the last one with characters that all lie inside."""
+    reach = [(text.start(place), text.end(place)) for place in range(len(text.ids))]
+    inside = [place for place, (start, end) in enumerate(reach) if span.start <= start < end <= span.end]
+    behind = [place for place, (start, end) in enumerate(reach) if span.start <= start < end]
+    first = behind[0] if behind else len(reach)
+    return (inside[0], inside[-1] + 1) if inside else (first, first)
+
+
+@given(
+    # how far each token goes on behind the one before it, and how much of that it covers; -1: it shares the last one's
+    st.lists(st.tuples(st.integers(-1, 3), st.integers(0, 3)), max_size=12),
+    st.integers(0, 30),
+    st.integers(0, 12),
+)
+def test_the_tokens_of_a_span_are_those_that_looking_at_each_one_finds(
+    steps: list[tuple[int, int]], start: int, length: int
+) -> None:
+    characters: list[tuple[int, int]] = []
+    for step, covered in steps:
+        last = characters[-1] if characters else (0, 0)
+        end = last[1] + max(step, 0)
+        characters.append(last if step < 0 else (end - min(covered, step), end))
+    text = placed("x" * 40, range(10, 10 + len(steps)), characters)
+    assert token_range(text, Span(start, start + length)) == naive_range(text, Span(start, start + length))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from draftyard_trainer.data.building import Recipe, build_documents, require_kno
 from draftyard_trainer.data.built_in import FORMATS, ChatFormat
 from draftyard_trainer.data.document import Ids
 from draftyard_trainer.data.manifest import DataKey, PreparedManifest
-from draftyard_trainer.data.prepared import PreparedDataset, PreparedWriter
+from draftyard_trainer.data.prepared import PreparedDataset, PreparedWriter, sealed
 from draftyard_trainer.data.source import RowSource, open_rows
 from draftyard_trainer.data.tally import Tally
 from draftyard_trainer.data.template import ChatTemplate
@@ -197,7 +197,7 @@ def build(store: Store, inputs: Inputs, reporter: Reporter) -> None:
             bytes=sum(path.stat().st_size for path in staged.iterdir()),
             warnings=warnings_about(vocabulary, share),
         )
-        (staged / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=2))
+        (staged / MANIFEST).write_bytes(sealed(manifest))
     # once, when made; the manifest and the result keep them
     for warning in manifest.warnings:
         LOG.warning(warning)

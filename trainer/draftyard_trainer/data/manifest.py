@@ -33,7 +33,7 @@ class MaskReport(Model):
 class DataKey(Model):
     """Everything that decides the prepared documents; its hash names their folder."""
 
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     """Of the files; a folder of another version is made anew."""
     data_sha256: Sha256
     """Content of the source."""

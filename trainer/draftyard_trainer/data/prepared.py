@@ -4,7 +4,7 @@ tokens.bin       u32, the tokens of all documents, one after another
 spans.bin        u32 pairs (start, length), the supervised spans of all documents, one after another
 index.bin        one `INDEX` record per document, in the order of the rows they came from
 vocabulary.bin   one `VOCABULARY` record per member of the draft vocabulary, ascending by id
-MANIFEST.json    PreparedManifest, last
+MANIFEST.json    PreparedManifest, sealed, last
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import MANIFEST, prepared_path
@@ -26,6 +25,7 @@ from draftyard_trainer.data.document import Document, Ids, Mask
 from draftyard_trainer.data.manifest import PreparedManifest
 from draftyard_trainer.data.tokens import Tokenised
 from draftyard_trainer.data.vocabulary import DraftVocabulary
+from draftyard_trainer.storage.sealed import seal, unseal
 from draftyard_trainer.storage.store import Store
 
 TOKENS, SPANS, INDEX, VOCABULARY = "tokens.bin", "spans.bin", "index.bin", "vocabulary.bin"
@@ -114,6 +114,11 @@ class PreparedWriter:
         records["id"], records["count"] = vocabulary.ids, vocabulary.counts
         (self.folder / VOCABULARY).write_bytes(records.tobytes())
         return hashlib.sha256(records.tobytes()).hexdigest()
+
+
+def sealed(manifest: PreparedManifest) -> bytes:
+    """The content of MANIFEST.json."""
+    return seal(manifest.model_dump_json(by_alias=True, indent=2).encode())
 
 
 def hashed(record: np.void, tokens: bytes, spans: bytes) -> bytes:
@@ -226,8 +231,9 @@ def read_manifest(store: Store, prepared: str) -> PreparedManifest | None:
     if not store.exists(name):
         return None
     try:
-        return PreparedManifest.model_validate_json(store.read(name))
-    except ValidationError:
+        return PreparedManifest.model_validate_json(unseal(store.read(name)))
+    # also pydantic's
+    except ValueError:
         return None
 
 

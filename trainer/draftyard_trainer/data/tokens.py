@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -35,29 +36,50 @@ class Tokenised:
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """The tokens of a text, `[n]` each: ids, and the characters `[start, end)` that each of them covers."""
+    """The tokens of a text: `ids[n]`, and the characters `[start, end)` that each of them covers, in the text's order.
+
+    `characters` says them for one token. Few are asked: as lists they take longer to make than all that is done here.
+    """
 
     text: str
     ids: Ids
-    start: Ids
-    end: Ids
+    characters: Callable[[int], tuple[int, int]]
 
     @classmethod
     def of(cls, text: str, encoding: Encoding) -> Pieces:
-        """Arrays from what the tokenizer returns."""
-        # flat: numpy takes four times as long over a list of pairs
-        flat = itertools.chain.from_iterable(encoding.offsets)
-        offsets = np.fromiter(flat, dtype=np.int64, count=2 * len(encoding)).reshape(-1, 2)
-        start, end = offsets[:, 0], offsets[:, 1]
+        """From what the tokenizer returns."""
+        # typed as if it might be None, which it is for tokens that the tokenizer adds of its own: none are
+        characters = cast("Callable[[int], tuple[int, int]]", encoding.token_to_chars)
+        return cls(text, np.fromiter(encoding.ids, dtype=np.int64, count=len(encoding)), characters)
+
+    def start(self, place: int) -> int:
+        """Where token `place` begins."""
+        start, end = self.characters(place)
         # tokenizers with `trim_offsets` report a token of spaces as (n, n), n being its end; it begins where the token
         # before it ended
-        previous_end = np.concatenate([[0], end[:-1]]) if len(end) else end
-        start = np.where(start < end, start, np.minimum(previous_end, start))
-        return cls(text, np.array(encoding.ids, dtype=np.int64), start, end)
+        return start if start < end else min(self.end(place - 1) if place else 0, start)
+
+    def end(self, place: int) -> int:
+        """Where token `place` ends."""
+        return self.characters(place)[1]
+
+    def first_from(self, character: int) -> int:
+        """The first token with characters that begins at `character` or behind it; n if there is none."""
+        place = bisect_left(range(len(self.ids)), character, key=self.start)
+        while place < len(self.ids) and self.start(place) == self.end(place):
+            place += 1
+        return place
+
+    def end_of_last_within(self, character: int) -> int:
+        """The place behind the last token with characters that ends at `character` or before it; 0 if there is none."""
+        place = bisect_right(range(len(self.ids)), character, key=self.end)
+        while place and self.start(place - 1) == self.end(place - 1):
+            place -= 1
+        return place
 
     def is_space(self, place: int) -> bool:
         """Whether token `place` is nothing but space, such as a line feed that a template puts before a stop token."""
-        return not self.text[self.start[place] : self.end[place]].strip()
+        return not self.text[self.start(place) : self.end(place)].strip()
 
 
 def tokenise(tokenizer: Tokenizer, batch: Sequence[Rendered], rules: TokenRules) -> list[Tokenised]:
@@ -106,13 +128,9 @@ def token_range(pieces: Pieces, span: Span) -> tuple[int, int]:
     A token that the span's border cuts is outside. Tokens of no characters count as inside when they lie between two
     that are.
     """
-    inside = np.flatnonzero((pieces.start >= span.start) & (pieces.end <= span.end) & (pieces.end > pieces.start))
-    if len(inside):
-        return int(inside[0]), int(inside[-1]) + 1
+    first, end = pieces.first_from(span.start), pieces.end_of_last_within(span.end)
     # an empty answer: the target would have written its stop token at once
-    behind = np.flatnonzero((pieces.start >= span.start) & (pieces.end > pieces.start))
-    first = int(behind[0]) if len(behind) else len(pieces.ids)
-    return first, first
+    return first, max(first, end)
 
 
 def with_stop(pieces: Pieces, place: tuple[int, int], stops: Ids) -> tuple[int, int]:

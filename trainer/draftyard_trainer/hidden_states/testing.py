@@ -14,7 +14,7 @@ from draftyard_api.names import MANIFEST, prepared_path
 from draftyard_api.progress import DatasetCounts
 from draftyard_trainer.data.document import Document
 from draftyard_trainer.data.manifest import DataKey, MaskReport, PreparedManifest
-from draftyard_trainer.data.prepared import PreparedDataset, PreparedWriter
+from draftyard_trainer.data.prepared import PreparedDataset, PreparedWriter, sealed
 from draftyard_trainer.data.tokens import Tokenised
 from draftyard_trainer.data.vocabulary import build_vocabulary
 from draftyard_trainer.hidden_states.sample import Sample
@@ -39,7 +39,7 @@ def prepare_documents(
         with PreparedWriter(staged, vocab_size) as writer:
             for row, document in enumerate(documents):
                 writer.add(row, Tokenised(document.tokens, document.spans, False, 0), row % 5 == 4)
-        (staged / MANIFEST).write_text(describe(writer, vocab_size).model_dump_json(by_alias=True))
+        (staged / MANIFEST).write_bytes(sealed(describe(writer, vocab_size)))
     return PreparedDataset.open(store, folder)
 
 
