@@ -65,7 +65,7 @@ def bars() -> list[Bar]:
         return ENDLESS not in seconds.values()
 
     try:
-        machine.until(all_told, 1.5 * WITHIN_SECONDS, "reasons", team.LOOK_SECONDS)
+        machine.until(all_told, WITHIN_SECONDS + 10, "reasons", team.LOOK_SECONDS)
     except TimeoutError as error:
         print(error, [(mistake.name, explanation(mistake)) for mistake in MISTAKES])
     found = [bar for mistake in MISTAKES for bar in bars_of(mistake, seconds[mistake.name])]
