@@ -154,13 +154,6 @@ def belongs(metadata: Json, name: str) -> bool:
     return is_labelled or any(owner == name or owner.startswith(f"{name}-") for owner in owners)
 
 
-def events(name: str) -> list[Json]:
-    """What was told of a run."""
-    return asked("get", "events", "--field-selector", f"involvedObject.kind=DraftTraining,involvedObject.name={name}")[
-        "items"
-    ]
-
-
 def in_the_middle(name: str, which: str, beyond: int = 0) -> Json:
     """Wait until a stage has done more than so much, and has more to do. Returns its reading. Raises TimeoutError."""
     found: Json = {}
