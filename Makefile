@@ -52,7 +52,7 @@ test: check verify fixtures tokenizers cluster-programs s3-server ## everything,
 images: venv ## the operator's and the trainer's image, each with its bill of materials (needs root, buildah, debootstrap)
 	$(BIN)/python images/build.py
 
-E2E := PYTHONPATH=tests/cluster:tests/s3 $(BIN)/python tests/e2e
+E2E := PYTHONPATH=tests/cluster:tests/s3:bench $(BIN)/python tests/e2e
 
 cluster-up: venv ## a real one-node cluster with training-operator and an S3 server, on this machine (needs root, Go)
 	$(E2E)/up.py
@@ -60,10 +60,10 @@ cluster-up: venv ## a real one-node cluster with training-operator and an S3 ser
 cluster-down: venv ## remove that cluster, with everything that it made on this machine
 	$(E2E)/down.py
 
-e2e: venv ## both modes on that cluster, as a user would: chart, examples, kubectl wait (needs root, Go, buildah)
+e2e: venv ## all of docs/real-node.md on that cluster, as users would: chart, kubectl, kills (needs root, Go, buildah)
 	$(BIN)/python images/build.py --gpu none --archive
 	$(E2E)/up.py
-	$(E2E)/check.py; ended=$$?; $(E2E)/down.py; exit $$ended
+	$(E2E)/check.py $(E2E_ARGS); ended=$$?; $(E2E)/down.py; exit $$ended
 
 test-kubernetes-1.34: venv ## the tests of a real API server, on the oldest version that can be built
 	$(BIN)/python tests/cluster/programs.py 1.34.4 helm-4.3.1 promtool-3.13.5

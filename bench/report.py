@@ -35,8 +35,13 @@ class Bar:
     sign: str
     wanted: float
 
+    @property
+    def is_met(self) -> bool:
+        """Whether it is what it has to be."""
+        return SIGNS[self.sign](self.value, self.wanted)
+
     def __str__(self) -> str:
-        verdict = "ok" if SIGNS[self.sign](self.value, self.wanted) else "short"
+        verdict = "ok" if self.is_met else "short"
         return f"bar {self.name} {self.value:.3g} (needs {self.sign} {self.wanted:g}) {verdict}"
 
 

@@ -1,5 +1,7 @@
 """The first process of the node: starts its programs, and ends when one of them does. `up.py` starts it.
 
+The kubelet and the API server are started again when they end, as the init system of a real node does.
+
 It has namespaces of its own for processes, networks and mounts. When it ends, by itself or by a signal, the kernel ends
 everything that it started, with containers, interfaces, rules of nftables and mounts.
 """
@@ -9,7 +11,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import certificates
@@ -25,7 +29,26 @@ from control_plane import ControlPlane
 PRIVATE = ("/run", "/var/lib", "/var/log")
 """Folders whose paths are built into the programs: in here they lie in the cluster's folder."""
 MANAGER, SCHEDULER, PROXY = "system:kube-controller-manager", "system:kube-scheduler", "system:kube-proxy"
+RESTARTED = ("kubelet", "kube-apiserver")
+"""Programs that may be killed."""
+SHORT_SECONDS = 5.0
+"""A program that ends so soon was not killed: it cannot work, and would end again."""
 ISSUER = "https://kubernetes.default.svc"
+
+
+@dataclass(frozen=True)
+class Started:
+    """A program that runs, and how it is started again."""
+
+    command: tuple[str | Path, ...]
+    env: Mapping[str, str]
+    process: subprocess.Popen[bytes]
+    time: float
+
+    @property
+    def name(self) -> str:
+        """Of the program."""
+        return Path(self.command[0]).name
 
 
 class Node:
@@ -33,7 +56,7 @@ class Node:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.started: dict[int, str] = {}
+        self.started: dict[int, Started] = {}
         self.authority = Authority(folder)
         admin = self.authority.issue("admin", control_plane.ADMINS)
         kubernetes = programs.KNOWN[programs.NEWEST]
@@ -42,11 +65,11 @@ class Node:
 
     def start(self, program: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
         """Start a program, its log in the folder."""
-        with (self.folder / f"{program.name}.log").open("wb") as log:
+        with (self.folder / f"{program.name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [program, *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(env or {})}
             )
-        self.started[process.pid] = program.name
+        self.started[process.pid] = Started((program, *flags), env or {}, process, time.monotonic())
 
     def user(self, name: str, group: str = "") -> Path:
         """A kubeconfig for one program."""
@@ -62,11 +85,16 @@ class Node:
         return file
 
     def wait(self) -> str:
-        """Until one of the programs ends. Returns which one; orphans of containers are buried on the way."""
+        """Until one of the programs ends for good. Returns which one; orphans of containers are buried on the way."""
         while True:
             pid, code = os.wait()
-            if pid in self.started:
-                return f"{self.started[pid]} ended with status {os.waitstatus_to_exitcode(code)}"
+            if pid not in self.started:
+                continue
+            ended = self.started.pop(pid)
+            if ended.name not in RESTARTED or time.monotonic() - ended.time < SHORT_SECONDS:
+                return f"{ended.name} ended with status {os.waitstatus_to_exitcode(code)}"
+            program, *flags = ended.command
+            self.start(Path(program), *map(str, flags), env=ended.env)
 
 
 def main() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "build" / "cluster"
-"""All state of the cluster; it goes when the cluster does."""
+FOLDER = (ROOT / "build").resolve() / "cluster"
+"""All state of the cluster; it goes when the cluster does. Without links: a kubelet that was started again looks for
+mounts under the names that the kernel gives them, and cannot end pods whose volumes it does not find there."""
 VOLUMES = FOLDER / "volumes"
 """What the claims of pods are bound to, one folder each."""
 

@@ -45,10 +45,9 @@ def enter() -> None:
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
     layout.pid_file().write_text(str(holder.pid))
-    children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children")
-    until(lambda: bool(children.read_text().split()), 10, "namespaces")
+    until(lambda: bool(children(holder.pid)), 10, "namespaces")
     run("ip", "link", "add", layout.HOST_LINK, "type", "veth", "peer", "name", layout.NODE_LINK, "netns",
-        children.read_text().split()[0])  # fmt: skip
+        str(children(holder.pid)[0]))  # fmt: skip
     run("ip", "address", "add", f"{layout.HOST_ADDRESS}/30", "dev", layout.HOST_LINK)
     run("ip", "link", "set", layout.HOST_LINK, "up")
 
@@ -78,13 +77,39 @@ def holds_the_node(pid: int) -> bool:
     return False
 
 
-def until(is_so: Callable[[], bool], seconds: float, what: str) -> None:
+def children(pid: int) -> list[int]:
+    """Processes that a process started, or was left with."""
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def processes(program: str) -> list[int]:
+    """Where a program of the node runs, as this machine numbers its processes."""
+    first, *_ = children(int(layout.pid_file().read_text()))
+    return [pid for pid in children(first) if runs(pid, program)]
+
+
+def runs(pid: int, program: str) -> bool:
+    """Whether a process, if it is still there, runs this program."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        # the kernel keeps 15 characters
+        return Path(f"/proc/{pid}/comm").read_text().strip() == program[:15]
+    return False
+
+
+def restart(program: str) -> None:
+    """Kill a program of the node as nothing can be prepared for, and wait until it was started again."""
+    (pid,) = processes(program)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: processes(program) not in ([], [pid]), STOP_SECONDS, f"another {program}")
+
+
+def until(is_so: Callable[[], bool], seconds: float, what: str, every: float = 0.1) -> None:
     """Wait until something is so. Raises TimeoutError that says what was waited for."""
     deadline = time.monotonic() + seconds
     while not is_so():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not there after {seconds:.0f} s; logs are in {layout.FOLDER}")
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 def run(*command: str | Path) -> str:

@@ -10,8 +10,10 @@ import yaml
 
 CLASS = "local"
 MODELS = "models"
-WORKSPACES = ("workspace-1", "workspace-2", "workspace-3")
+WORKSPACES = tuple(f"workspace-{number}" for number in range(12))
 SIZE = "1Gi"
+MANY = 1500
+"""Conversations of the runs that something happens to: their stages must have a middle."""
 
 
 def add(namespace: str) -> None:
@@ -61,6 +63,7 @@ def write_inputs() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     testing.write_target(folder / "tiny")
     testing.write_conversations(folder / "conversations.json")
+    testing.write_conversations(folder / "many.json", count=MANY)
     # pods read as another user, and weights are written for their owner alone
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -157,6 +157,29 @@ def test_progress_ends_with_its_attempt():
     assert "progress" not in world.object["status"]
 
 
+def test_the_checkpoint_at_which_training_went_on_is_told_once():
+    world = World().at_stage(Stage.TRAIN)
+    world.cluster.readings["*"] = reading(done=2, total=10)
+    world.settle()
+    assert world.stage(Stage.TRAIN).resumed_from_step is None
+    world.end(badly(75))
+    world.later(60)
+    world.settle()
+    for heartbeat in (200.0, 300.0):
+        world.cluster.readings["*"] = reading(heartbeat=heartbeat, done=5, total=10, resumed_from_step=4)
+        world.later(20)
+        world.settle()
+    assert world.stage(Stage.TRAIN).resumed_from_step == 4
+    assert world.events.count("CheckpointResumed") == 1
+
+
+def test_what_resumed_between_two_readings_is_told_by_its_result():
+    world = World().at_stage(Stage.TRAIN)
+    world.end(well(Stage.TRAIN, resumed_from_step=8))
+    assert world.stage(Stage.TRAIN).resumed_from_step == 8
+    assert "CheckpointResumed" in world.events
+
+
 # -- The patch ----------------------------------------------------------------------------------
 
 VALUES = st.recursive(

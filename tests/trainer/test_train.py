@@ -238,7 +238,11 @@ def test_a_killed_training_goes_on_and_ends_alike(workshop, undisturbed, tmp_pat
     assert not workshop.model("killed").exists()
     at = workshop.steps("killed")[-1]
     assert 4 < at < undisturbed.trained.steps
-    assert_ends_as_undisturbed(workshop, "killed", workshop.train(task), undisturbed)
+    reporter = Reporter(Stage.TRAIN)
+    resumed = workshop.train(task, reporter)
+    assert resumed.resumed_from_step == reporter.progress.resumed_from_step == at
+    assert undisturbed.resumed_from_step is None
+    assert_ends_as_undisturbed(workshop, "killed", resumed, undisturbed)
 
 
 def test_a_stopped_training_saves_goes_on_and_ends_alike(workshop, undisturbed, tmp_path):
