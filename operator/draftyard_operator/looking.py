@@ -6,16 +6,15 @@ from typing import Any
 
 from draftyard_api import names
 from draftyard_api.names import Stage
-from draftyard_operator import observe
+from draftyard_operator import observe, workloads
 from draftyard_operator.backends import BACKENDS
 from draftyard_operator.cluster import Cluster
 from draftyard_operator.config import OperatorConfig
-from draftyard_operator.kinds import CLAIM, CONFIG_MAP, POD, WORKLOAD
+from draftyard_operator.kinds import CLAIM, CONFIG_MAP, POD, WORKLOADS
 from draftyard_operator.observe import Child, Claim, Observed, Pod
 from draftyard_operator.run import Run, claim_name, current_stage, is_terminal, named_claims, stage_of
 
 Json = Any
-KUEUE_JOB = "kueue.x-k8s.io/job-uid"
 
 
 async def look(cluster: Cluster, config: OperatorConfig, run: Run) -> Observed:
@@ -92,11 +91,8 @@ async def look_at_wait(cluster: Cluster, config: OperatorConfig, run: Run, child
     """Why Kueue lets a child wait, in its own words. Raises ApiError."""
     if not config.read_workloads or child is None or child.state != "Queued":
         return ""
-    found = await cluster.list(WORKLOAD, run.namespace, {KUEUE_JOB: child.uid}) or ()
-    told = [
-        condition.get("message", "")
-        for workload in found
-        for condition in (workload.get("status") or {}).get("conditions") or ()
-        if condition["type"] == "QuotaReserved" and condition["status"] == "False"
-    ]
-    return next(filter(None, told), "")
+    for kind in WORKLOADS:
+        found = await cluster.list(kind, run.namespace, {workloads.JOB_UID: child.uid})
+        if found is not None:
+            return workloads.read_wait(found)
+    return ""
