@@ -42,7 +42,7 @@ check: venv ## lint, types, borders
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-cluster-programs: venv ## etcd, kube-apiserver, kube-controller-manager, kubectl, helm, promtool, out of Go modules (8 minutes, needs Go)
+cluster-programs: venv ## etcd, Kubernetes' API server and controllers, kubectl, helm, promtool, training-operator, out of Go modules (9 minutes, needs Go)
 	$(BIN)/python tests/cluster/programs.py
 	$(BIN)/python tests/chart/definitions.py
 
@@ -66,9 +66,9 @@ e2e: venv ## all of docs/real-node.md on that cluster, as users would: chart, ku
 	$(E2E)/check.py $(E2E_ARGS); ended=$$?; $(E2E)/down.py; exit $$ended
 
 test-kubernetes-1.34: venv ## the tests of a real API server, on the oldest version that can be built
-	$(BIN)/python tests/cluster/programs.py 1.34.4 helm-4.3.1 promtool-3.13.5
+	$(BIN)/python tests/cluster/programs.py 1.34.4 helm-4.3.1 promtool-3.13.5 training-operator-1.9.4
 	$(BIN)/python tests/chart/definitions.py
-	DRAFTYARD_KUBERNETES=1.34.4 $(BIN)/python -m pytest tests/cluster tests/chart
+	DRAFTYARD_KUBERNETES=1.34.4 $(BIN)/python -m pytest tests/cluster tests/chart tests/kueue
 
 crds: venv ## write crds/ from the models, and the chart's copy
 	$(BIN)/python -m draftyard_api.crd > $(CRD)

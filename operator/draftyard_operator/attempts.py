@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from draftyard_api.exit_codes import ExitCode
 from draftyard_api.names import Stage
 from draftyard_api.plan import stages
@@ -9,7 +11,7 @@ from draftyard_api.reasons import Reason
 from draftyard_operator import deadlines, failure, intervals, planning, results, times
 from draftyard_operator.failure import Effect, Verdict
 from draftyard_operator.ledger import Ledger
-from draftyard_operator.observe import Child, lingers
+from draftyard_operator.observe import Child, Pod, lingers
 from draftyard_operator.run import pods_wanted
 from draftyard_operator.status import Fact
 
@@ -145,7 +147,20 @@ def verdict_of(ledger: Ledger, stage: Stage, child: Child) -> Verdict:
         if len(bad) > states.max_failed_shards:
             message = f"shards {intervals.render(bad)} cannot be made; accepted: {states.max_failed_shards} missing"
             return Verdict(Effect.PERMANENT, Reason.SHARDS_FAILED, message)
-    return failure.classify(pods, says)
+    verdict = failure.classify(pods, says)
+    if verdict.reason is Reason.POD_FAILED and was_taken_away(child, pods):
+        return Verdict(Effect.UNCOUNTED, Reason.DISRUPTED, f"{child.name}: its pods were taken away; {verdict.message}")
+    return verdict
+
+
+def was_taken_away(child: Child, pods: Sequence[Pod]) -> bool:
+    """Whether a PyTorchJob failed because somebody ended its pods, as a queue does that suspends it.
+
+    training-operator takes pods that are told to end for failed ones, when the job goes on before they are gone. What
+    tells them apart: pods that failed by themselves stay until their child is deleted.
+    """
+    failed = (pod for pod in pods if pod.end is not None and not failure.is_success(pod.end))
+    return child.kind == "PyTorchJob" and all(pod.deleting_since is not None for pod in failed)
 
 
 def end(ledger: Ledger, stage: Stage, verdict: Verdict) -> None:

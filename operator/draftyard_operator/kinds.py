@@ -33,4 +33,5 @@ POD = Kind("", "v1", "pods")
 CONFIG_MAP = Kind("", "v1", "configmaps")
 CLAIM = Kind("", "v1", "persistentvolumeclaims")
 EVENT = Kind("", "v1", "events")
-WORKLOAD = Kind("kueue.x-k8s.io", "v1beta1", "workloads")
+WORKLOADS = tuple(Kind("kueue.x-k8s.io", version, "workloads") for version in ("v1beta2", "v1beta1"))
+"""Kueue serves the first since 0.15, and the second until 0.19."""

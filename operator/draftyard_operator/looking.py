@@ -8,11 +8,11 @@ from typing import Any
 
 from draftyard_api import names
 from draftyard_api.names import Stage
-from draftyard_operator import observe, refusals
+from draftyard_operator import observe, refusals, workloads
 from draftyard_operator.backends import BACKENDS, allowed
 from draftyard_operator.cluster import Reader
 from draftyard_operator.config import OperatorConfig
-from draftyard_operator.kinds import CLAIM, CONFIG_MAP, EVENT, POD, WORKLOAD
+from draftyard_operator.kinds import CLAIM, CONFIG_MAP, EVENT, POD, WORKLOADS
 from draftyard_operator.observe import Child, Claim, Observed, Pod, Problem
 from draftyard_operator.run import (
     Run,
@@ -25,7 +25,6 @@ from draftyard_operator.run import (
 )
 
 Json = Any
-KUEUE_JOB = "kueue.x-k8s.io/job-uid"
 
 
 async def look(cluster: Reader, config: OperatorConfig, run: Run, now: datetime) -> Observed:
@@ -115,11 +114,8 @@ async def look_at_wait(cluster: Reader, config: OperatorConfig, run: Run, child:
     """Why Kueue lets a child wait, in its own words. Raises ApiError."""
     if not config.read_workloads or child is None or child.state != "Queued":
         return ""
-    found = await cluster.list(WORKLOAD, run.namespace, {KUEUE_JOB: child.uid}) or ()
-    told = [
-        condition.get("message", "")
-        for workload in found
-        for condition in (workload.get("status") or {}).get("conditions") or ()
-        if condition["type"] == "QuotaReserved" and condition["status"] == "False"
-    ]
-    return next(filter(None, told), "")
+    for kind in WORKLOADS:
+        found = await cluster.list(kind, run.namespace, {workloads.JOB_UID: child.uid})
+        if found is not None:
+            return workloads.read_wait(found)
+    return ""

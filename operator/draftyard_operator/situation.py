@@ -81,8 +81,10 @@ def queued(book: Ledger) -> Fact:
     child, before = active_child(book), kept(book, ConditionType.QUEUED)
     queue = book.run.wanted.scheduling.queue_name
     if child is None:
-        ended = Fact("False", Reason.ADMITTED if queue else Reason.NO_QUEUE)
-        return before if before is not None and before.truth == "False" else ended
+        if before is None:
+            return Fact("False", Reason.ADMITTED if queue else Reason.NO_QUEUE)
+        # what has left its queue like this was not admitted
+        return before if before.truth == "False" else Fact("False", Reason.NO_QUEUE)
     if child.state != "Queued":
         was = before is not None and before.reason in (Reason.WAITING_FOR_QUOTA, Reason.PREEMPTED, Reason.ADMITTED)
         return Fact("False", Reason.ADMITTED if queue or was else Reason.NO_QUEUE)

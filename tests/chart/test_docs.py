@@ -11,7 +11,7 @@ from rights import CLUSTER, WATCHED, triples
 
 DOCS = ROOT / "docs"
 INSTALL = (DOCS / "install.md").read_text()
-PAGES = ("install.md", "gitops.md", "security.md")
+PAGES = ("install.md", "gitops.md", "kueue.md", "security.md")
 
 
 def between(name):

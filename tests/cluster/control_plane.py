@@ -7,11 +7,12 @@ Everything listens on loopback, on ports that were free, and lives in one folder
 from __future__ import annotations
 
 import base64
+import os
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,14 +55,20 @@ class Running:
 
 
 @contextmanager
-def started(folder: Path, program: Path, *flags: str) -> Iterator[Running]:
+def started(folder: Path, program: Path, *flags: str, env: Mapping[str, str] | None = None) -> Iterator[Running]:
     """Run a program, its log in the folder, until the block is left."""
     log = folder / f"{program.name}.log"
     # A test run that is killed stops nothing; the kernel does.
     setpriv = shutil.which("setpriv")
     leash = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
     with log.open("wb") as out:
-        process = subprocess.Popen([*leash, program, *flags], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [*leash, program, *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **(env or {})},
+        )
     try:
         yield Running(program.name, process, log)
     finally:

@@ -135,7 +135,7 @@ KNOWN = {
 
 def main() -> None:
     """Make the programs that are named by their module, or those that tests need."""
-    for name in sys.argv[1:] or (NEWEST, HELM.version, PROMTOOL.version):
+    for name in sys.argv[1:] or (NEWEST, HELM.version, PROMTOOL.version, TRAINING.version):
         if name not in KNOWN:
             sys.exit(f"given {name}; accepted: {', '.join(sorted(KNOWN))}")
         if not KNOWN[name].are_made and shutil.which("go") is None:

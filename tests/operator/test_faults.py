@@ -643,6 +643,45 @@ def test_f20_a_preempted_child_goes_on_as_the_same_attempt():
     assert (world.status.stage, world.reason(C.QUEUED)) == (Stage.TRAIN, Reason.WAITING_FOR_QUOTA)
 
 
+@pytest.mark.parametrize(("is_removed", "counted"), [(True, 0), (False, 1)], ids=["removed", "still there"])
+def test_f20_a_pytorchjob_keeps_the_pods_that_failed_unless_somebody_removes_them(is_removed, counted):
+    """As after an eviction, when the next admission comes before they are gone."""
+    world = World(spec(), pytorch_jobs=True).at_stage(Stage.TRAIN)
+    (pod,) = world.live_pods()
+    world.fake.kubelet.end(NAMESPACE, pod, badly(1))
+    if is_removed:
+        world.fake.api.delete(POD, NAMESPACE, pod, {})
+    world.settle()
+    held = world.stage(Stage.TRAIN)
+    assert (held.counted, held.uncounted) == (counted, 1 - counted)
+
+
+def test_f20_a_run_that_leaves_its_queue_was_not_admitted():
+    world = queued_world()
+    world.edit(suspend=True)
+    world.settle()
+    assert (world.status.phase, world.reason(C.QUEUED)) == (Phase.SUSPENDED, Reason.NO_QUEUE)
+    world.edit(suspend=False)
+    world.settle()
+    assert (world.status.phase, world.reason(C.QUEUED)) == (Phase.QUEUED, Reason.WAITING_FOR_QUOTA)
+    assert world.events.count("Queued") == 2
+    assert "Admitted" not in world.events
+
+
+def test_f20_pods_that_still_end_report_no_progress():
+    world = queued_world()
+    suspend_child(world, PREPARE_A1, False)
+    world.settle()
+    world.cluster.readings["*"] = reading(Stage.PREPARE)
+    world.settle()
+    assert world.status.progress is not None
+    world.fake.kubelet.on_term = lambda _: None
+    suspend_child(world, PREPARE_A1, True)
+    world.settle()
+    assert world.live_pods() != []
+    assert world.status.progress is None
+
+
 # -- F21: heartbeats --------------------------------------------------------------------------------------------------
 
 

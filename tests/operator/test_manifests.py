@@ -154,6 +154,24 @@ def test_the_queue_is_on_the_child_and_the_priority_on_the_pod(stage):
     assert "suspend" not in made["spec"]
 
 
+NO_MINIMUM = [
+    pytest.param(Stage.GENERATE, {"scheduling": {}}, id="no queue"),
+    pytest.param(Stage.GENERATE, {"hiddenStates": {"shards": 4, "parallelism": 1}}, id="one pod at a time"),
+    pytest.param(Stage.TRAIN, {}, id="pods that need each other"),
+]
+
+
+def test_a_queue_may_begin_with_fewer_shards_at_a_time():
+    notes = child_manifest(work(Stage.GENERATE))["metadata"]["annotations"]
+    assert notes["kueue.x-k8s.io/job-min-parallelism"] == "1"
+
+
+@pytest.mark.parametrize(("stage", "changes"), NO_MINIMUM)
+def test_kueue_refuses_a_minimum_that_is_none(stage, changes):
+    notes = child_manifest(work(stage, FULL | changes))["metadata"]["annotations"]
+    assert "kueue.x-k8s.io/job-min-parallelism" not in notes
+
+
 def test_a_stage_replaces_fields_of_all_stages_as_a_whole():
     assert template(child_manifest(work(Stage.TRAIN)))["spec"]["nodeSelector"] == {"pool": "b"}
     assert template(child_manifest(work(Stage.PREPARE)))["spec"]["nodeSelector"] == {"pool": "a"}

@@ -76,6 +76,10 @@ def metadata(work: Work) -> Manifest:
     }
 
 
+MIN_PARALLELISM = "kueue.x-k8s.io/job-min-parallelism"
+"""On a Job: how many of its pods are enough for Kueue to start it."""
+
+
 def child_metadata(work: Work) -> Manifest:
     """Of a child: with the queue that admits it."""
     made, scheduling = metadata(work), work.run.wanted.scheduling

@@ -88,7 +88,8 @@ class DirectCluster:
     # -- Within -----------------------------------------------------------------------------------------------------
 
     def _kind(self, kind: wanted.Kind) -> Kind | None:
-        served = (one for one in self.fake.api.kinds() if (one.group, one.plural) == (kind.group, kind.plural))
+        place = (kind.group, kind.version, kind.plural)
+        served = (one for one in self.fake.api.kinds() if (one.group, one.version, one.plural) == place)
         return next(served, None)
 
     def _read(self, verb: str, kind: wanted.Kind) -> None:

@@ -56,7 +56,7 @@ DEFINITION = Kind(
 BUILT_IN = (NAMESPACE, POD, CONFIG_MAP, CLAIM, EVENT, JOB, DEFINITION)
 
 PYTORCH_JOB = Kind("kubeflow.org", "v1", "PyTorchJob", "pytorchjobs")
-WORKLOAD = Kind("kueue.x-k8s.io", "v1beta1", "Workload", "workloads")
+WORKLOAD = Kind("kueue.x-k8s.io", "v1beta2", "Workload", "workloads")
 
 
 def open_definition(kind: Kind) -> Json:
