@@ -53,20 +53,22 @@ def attempt(stage: Stage, work: Callable[[], StageResult]) -> StageResult:
     """Call `work` and turn every end, foreseen or not, into a result."""
     try:
         return work()
-    except Failure as failure:
-        return failed(stage, failure.code, failure.reason, failure.message)
-    except OSError as error:
-        print_trace()
-        if error.errno == errno.ENOSPC:
-            message = f"workspace: no space left ({error.filename or 'device'}); free some, or use a larger one"
-            return failed(stage, ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, message)
-        return failed(stage, ExitCode.ERROR, Reason.POD_FAILED, last_line(error))
-    except MemoryError as error:
-        print_trace()
-        return failed(stage, ExitCode.ERROR, Reason.OUT_OF_MEMORY, last_line(error))
     except Exception as error:  # whatever it is, the status must say it
-        print_trace()
-        return failed(stage, ExitCode.ERROR, Reason.POD_FAILED, last_line(error))
+        if not isinstance(error, Failure):
+            print_trace()
+        failure = failure_of(error)
+        return failed(stage, failure.code, failure.reason, failure.message)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What an error, foreseen or not, means as the end of a stage."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        message = f"workspace: no space left ({error.filename or 'device'}); free some, or use a larger one"
+        return Failure(ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, message)
+    reason = Reason.OUT_OF_MEMORY if isinstance(error, MemoryError) else Reason.POD_FAILED
+    return Failure(ExitCode.ERROR, reason, last_line(error))
 
 
 def print_trace() -> None:
