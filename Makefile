@@ -12,7 +12,7 @@ DEMO   := build/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kubernetes-1.34 test-gpu verify crds kustomize \
-  serve-check bench bench-data bench-gpu bench-on-path bench-operator images cluster-up cluster-down e2e clean
+  serve-check bench bench-data bench-gpu bench-on-path bench-operator bench-reliability chaos images cluster-up cluster-down e2e clean
 
 help: ## this list
 	@grep -E '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
@@ -101,6 +101,13 @@ bench-on-path: fixtures ## acceptance against time of training, unrolled in full
 
 bench-operator: venv ## the operator with 1,000 objects: start, memory, time to act, requests (3 minutes)
 	PYTHONPATH=tests/operator $(BIN)/python bench/operator_load.py --out build/bench/operator.json
+
+bench-reliability: venv ## what a save, a restart and an exchange of gradients cost (4 minutes)
+	PYTHONPATH=tests/chaos:tests/s3 $(BIN)/python bench/reliability.py
+
+RUNS ?= 10
+chaos: s3-server ## kill runs at random, from seeds, and compare how they end (RUNS=10; 2 minutes each, goes on where it stopped)
+	PYTHONPATH=tests/s3:bench $(BIN)/python tests/chaos/chaos.py --runs $(RUNS)
 
 bench-gpu: venv ## the training step on a GPU beside the bare products of that step
 	$(MAKE) -C bench gpu
