@@ -12,7 +12,7 @@ DEMO   := build/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kubernetes-1.34 test-gpu verify crds kustomize \
-  serve-check bench bench-data bench-gpu bench-on-path bench-operator images cluster-up cluster-down e2e clean
+  serve-check bench bench-data bench-gpu bench-on-path bench-operator bench-reliability chaos images cluster-up cluster-down e2e clean
 
 help: ## this list
 	@grep -E '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
@@ -104,6 +104,13 @@ bench-operator: cluster-programs ## the operator with 1,000 and 5,000 objects: s
 	PYTHONPATH=tests/operator:tests/cluster $(BIN)/python bench/operator_load.py fake --objects 5000 --idle 60 \
 	  --out build/bench/operator-fake.json
 	$(BIN)/python bench/operator_report.py build/bench docs/performance.md
+
+bench-reliability: venv ## what a save, a restart and an exchange of gradients cost (4 minutes)
+	PYTHONPATH=tests/chaos:tests/s3 $(BIN)/python bench/reliability.py
+
+RUNS ?= 10
+chaos: s3-server ## kill runs at random, from seeds, and compare how they end (RUNS=10; 2 minutes each, goes on where it stopped)
+	PYTHONPATH=tests/s3:bench $(BIN)/python tests/chaos/chaos.py --runs $(RUNS)
 
 bench-gpu: venv ## the training step on a GPU beside the bare products of that step
 	$(MAKE) -C bench gpu

@@ -55,6 +55,8 @@ ENV_PROGRESS_PORT = "DRAFTYARD_PROGRESS_PORT"
 """Port on which the first process of a pod says how far its stage is; unset: none."""
 ENV_TERMINATION_LOG = "DRAFTYARD_TERMINATION_LOG"
 """File that receives the result as one line of JSON (default `/dev/termination-log`)."""
+ENV_PEER_SECONDS = "DRAFTYARD_PEER_SECONDS"
+"""Seconds after which a training process gives up one that does not answer (default 1200)."""
 ENV_SHARD = "JOB_COMPLETION_INDEX"
 """Set by Kubernetes in pods of an Indexed Job: the shard to make."""
 

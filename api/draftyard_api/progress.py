@@ -39,6 +39,10 @@ class Progress(Model):
     """Position in epochs, such as "0.84" (train)."""
     loss: str | None = None
     """Loss of the last step; a text, since "NaN" is legal."""
+    skipped_steps: int | None = None
+    """Steps without an update, since the gradient was not finite (train)."""
+    loss_spikes: int | None = None
+    """Steps whose loss stood far above that of the steps before (train)."""
     acceptance: str | None = None
     """Last acceptance length: simulated in train, measured in evaluate."""
     tokens_per_second: str | None = None

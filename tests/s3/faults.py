@@ -41,6 +41,17 @@ class Proxy:
     seen: list[str] = field(default_factory=list)
     """Method and path of every request."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    gone: threading.Event = field(default_factory=threading.Event)
+    """While it is set every connection breaks off, as when the store, or the way to it, is away."""
+    refused: int = 0
+    """Requests that found it gone."""
+
+    def leave(self, seconds: float) -> None:
+        """Be gone for so long, from now on."""
+        self.gone.set()
+        timer = threading.Timer(seconds, self.gone.clear)
+        timer.daemon = True
+        timer.start()
 
     def inject(self, what: str, method: str = "", path: str = "", times: int = 1) -> None:
         """Do this to the requests that come."""
@@ -50,6 +61,9 @@ class Proxy:
         """What to do to a request."""
         with self.lock:
             self.seen.append(f"{method} {path}")
+            if self.gone.is_set():
+                self.refused += 1
+                return "gone"
             for fault in self.faults:
                 if fault.times > 0 and fault.method in ("", method) and fault.path in path:
                     fault.times -= 1
@@ -78,6 +92,8 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if fault in STATUS:
             self.refuse(fault)
+        elif fault == "gone":
+            self.close_connection = True
         elif fault == "hang":
             time.sleep(3)
             self.close_connection = True

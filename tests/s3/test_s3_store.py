@@ -8,7 +8,8 @@ import threading
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -195,16 +196,23 @@ def test_memory_of_an_upload_is_bounded(store: S3Store) -> None:
     assert peak < 160 * 2**20
 
 
-def test_unfinished_uploads_are_swept_when_they_are_old(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server of these tests lists uploads of exact keys only: its answer is given, and what is ended is watched."""
-    now = datetime.now(UTC)
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(days=400), timedelta(days=-400)], ids=str)
+def test_unfinished_uploads_are_swept_when_they_are_old(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch, ahead: timedelta
+) -> None:
+    """The server of these tests lists uploads of exact keys only: its answer is given, and what is ended is watched.
+
+    How old they are is a matter of the server's clock, wherever ours is.
+    """
+    now = datetime.now(UTC) + ahead
+    told = {"ResponseMetadata": {"HTTPHeaders": {"date": format_datetime(now, usegmt=True)}}}
     listed = [
         {"Key": "k/old", "UploadId": "1", "Initiated": now - 2 * s3.ABANDONED},
         {"Key": "k/young", "UploadId": "2", "Initiated": now},
     ]
     ended: list[str] = []
     client = store.bucket.client
-    monkeypatch.setattr(client, "list_multipart_uploads", lambda **_asked: {"Uploads": listed})
+    monkeypatch.setattr(client, "list_multipart_uploads", lambda **_asked: {"Uploads": listed, **told})
     monkeypatch.setattr(client, "abort_multipart_upload", lambda Key, **_asked: ended.append(Key))
     store.sweep("a")
     assert ended == ["k/old"]

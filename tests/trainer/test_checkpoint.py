@@ -76,8 +76,11 @@ class Training:
             self.step += 1
 
     def save(self, scores: Sequence[Score] = ()) -> None:
+        self.write(self.store, self.fence, scores)
+
+    def write(self, store: LocalStore, fence: Fence, scores: Sequence[Score] = ()) -> None:
         manifest = build_manifest(self.step, scores)
-        checkpoint.save(self.store, self.fence, RUN, self.draft, self.optimizer, manifest)
+        checkpoint.write(store, fence, RUN, checkpoint.take_snapshot(self.draft, self.optimizer, manifest))
 
     def save_at(self, *steps: int) -> None:
         for step in steps:
@@ -124,6 +127,33 @@ def test_a_resumed_training_goes_on_bit_equal(tmp_path, dtype):
     assert sorted(state) == sorted(wanted)
     assert [name for name in wanted if not torch.equal(state[name], wanted[name])] == []
     assert all(torch.equal(*pair) for pair in zip(optimizer.masters, training.optimizer.masters, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_snapshot_stands_still_while_the_training_goes_on(tmp_path, dtype):
+    """And the next one is made in its memory, with the values of its own time."""
+    training = Training(tmp_path, dtype)
+    training.train(3)
+    snapshot = checkpoint.take_snapshot(training.draft, training.optimizer, build_manifest(3))
+    wanted = {name: tensor.clone() for name, tensor in (snapshot.weights | snapshot.moments).items()}
+    training.train(2)
+    held = snapshot.weights | snapshot.moments
+    assert [name for name, tensor in wanted.items() if not torch.equal(held[name], tensor)] == []
+    checkpoint.write(training.store, training.fence, RUN, snapshot)
+    again = checkpoint.take_snapshot(training.draft, training.optimizer, build_manifest(5), snapshot)
+    fresh = checkpoint.take_snapshot(training.draft, training.optimizer, build_manifest(5))
+    assert again.manifest.step == 5
+    for part in ("weights", "moments"):
+        reused, new, old = (getattr(each, part) for each in (again, fresh, snapshot))
+        assert [name for name in new if not torch.equal(reused[name], new[name])] == []
+        assert [name for name in new if reused[name].data_ptr() != old[name].data_ptr()] == []
+    found = training.newest()
+    assert found is not None
+    assert [name for name, tensor in wanted.items() if not torch.equal(found_tensors(found)[name], tensor)] == []
+
+
+def found_tensors(found: Found) -> dict[str, torch.Tensor]:
+    return found.weights | found.moments
 
 
 def test_a_checkpoint_is_three_files_and_the_manifest_names_the_others(training):
@@ -392,7 +422,7 @@ class FaultyStore(LocalStore):
 
 def save_and_prune(training: Training, store: LocalStore) -> None:
     fence = Fence(store, training.fence.name, training.fence.token)
-    checkpoint.save(store, fence, RUN, training.draft, training.optimizer, build_manifest(training.step))
+    training.write(store, fence)
     checkpoint.prune(store, RUN, training.step, 2, [2])
 
 
@@ -459,6 +489,6 @@ def test_the_fence_is_looked_at_again_before_the_rename(training):
     store = RivalStore(training.store.root)
     fence = Fence(store, training.fence.name, training.fence.token)
     with pytest.raises(Failure) as caught:
-        checkpoint.save(store, fence, RUN, training.draft, training.optimizer, build_manifest(3))
+        training.write(store, fence)
     assert caught.value.code == ExitCode.FENCED
     assert checkpoint.folders_of(training.store, RUN) == [2]

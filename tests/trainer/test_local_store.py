@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
+from draftyard_trainer.storage import local
 from draftyard_trainer.storage.local import LocalStore
 from draftyard_trainer.storage.opening import open_store
 
@@ -110,14 +111,32 @@ def test_a_folder_appears_whole(store: LocalStore) -> None:
     assert everything(store) == ["x", "x/one", "x/one/sub", "x/one/sub/a"]
 
 
-def test_a_folder_replaces_the_one_that_was_there(store: LocalStore) -> None:
+@pytest.fixture(params=[True, False], ids=["names change places", "names cannot change places"])
+def exchanges(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """As file systems of Linux do, or as some that are mounted from elsewhere."""
+    if not request.param:
+        monkeypatch.setattr(local, "exchange", lambda _one, _other: False)
+    return bool(request.param)
+
+
+def test_names_change_places(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    assert local.exchange(tmp_path / "one", tmp_path / "two")
+    assert [(tmp_path / name / "file").read_text() for name in ("one", "two")] == ["two", "one"]
+    assert not local.exchange(tmp_path / "one", tmp_path / "three")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_a_folder_replaces_the_one_that_was_there(store: LocalStore, exchanges: bool) -> None:
     for content in ("a", "b"):
         with store.create_folder("one") as staged:
             (staged / content).write_text(content)
     assert everything(store) == ["one", "one/b"]
 
 
-def test_a_folder_that_fails_leaves_the_old_one(store: LocalStore) -> None:
+def test_a_folder_that_fails_leaves_the_old_one(store: LocalStore, exchanges: bool) -> None:
     with store.create_folder("one") as staged:
         (staged / "a").write_text("a")
 
@@ -220,7 +239,7 @@ def test_killed_between_two_renames(store: LocalStore) -> None:
     assert store.read("one/a") == b"old"
 
 
-def test_killed_before_the_old_folder_is_removed(store: LocalStore) -> None:
+def test_killed_before_the_old_folder_is_removed(store: LocalStore, exchanges: bool) -> None:
     for name in ("one", "one.old-0123abcd"):
         (store.root / name).mkdir(parents=True)
         (store.root / name / "a").write_text(name)

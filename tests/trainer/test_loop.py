@@ -20,15 +20,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_order import scalar_mix
 from torch import Tensor
 
+from draftyard_api.exit_codes import ExitCode, Failure
+from draftyard_api.reasons import Reason
 from draftyard_api.spec import Train
 from draftyard_trainer import parallel
 from draftyard_trainer.data.document import Document, Ids
 from draftyard_trainer.draft.testing import TINY, tiny_draft, tiny_embedding
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.hidden_states.source import one_ahead
-from draftyard_trainer.loop import HELD_OUT_DOCUMENTS, StepReport, Trainer
+from draftyard_trainer.loop import HELD_OUT_DOCUMENTS, Consumed, StepReport, Trainer
 from draftyard_trainer.loss import Teacher
 from draftyard_trainer.on_path import PathRule
 from draftyard_trainer.optim import Optimizer
@@ -127,6 +130,13 @@ SCENES: dict[str, list[Step]] = {
 }  # fmt: skip
 
 
+FAILURE = Failure(ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, "workspace: no space left on the d\u00e9vice")
+
+
+def said(failure: Failure) -> tuple[int, str, str]:
+    return int(failure.code), str(failure.reason), failure.message
+
+
 def gradients_of(trainer: Trainer, step: Step) -> dict[str, Tensor]:
     """The summed gradient of a first step, from what the optimizer remembers of it."""
     trainer.step(step)
@@ -147,11 +157,13 @@ def play(world: World) -> dict[str, Any]:
             "weights": dict(trainer.draft.state_dict()),
             "sums": [report.sums.flat() for report in reports],
             "tokens": [report.tokens for report in reports],
+            "trained": [report.trained for report in reports],
             "norms": [report.update.grad_norm for report in reports],
         }
     many = build_trainer(world, dataset=Conversations(count=160))
     seen["score"] = many.score(7, draft_tokens=2, row_tokens=256)
-    seen["any"] = [world.any(False), world.any(world.rank == world.size - 1), world.any(True)]
+    seen["any"] = [world.any(False), world.any(True), world.any(False, world.rank == world.size - 1, False)]
+    seen["failure"] = said(world.told_failure(FAILURE if world.leads else None))
     seen["sum"] = world.sum(torch.tensor([1.0, float(world.rank)])).tolist()
     world.barrier()
     return seen
@@ -218,6 +230,7 @@ def test_any_number_of_processes_makes_the_same_step(seen, scene, size):
         assert_close(process[scene]["moments"], alone[scene]["moments"], rtol)
         assert_close(process[scene]["weights"], alone[scene]["weights"], 2e-5)
         assert process[scene]["tokens"] == alone[scene]["tokens"]
+        assert process[scene]["trained"] == alone[scene]["trained"]
         assert process[scene]["norms"] == pytest.approx(alone[scene]["norms"], rel=rtol)
         for found, wanted in zip(process[scene]["sums"], alone[scene]["sums"], strict=True):
             torch.testing.assert_close(found, wanted, rtol=rtol, atol=1e-9)
@@ -237,7 +250,8 @@ def test_all_processes_hold_the_same_bits(seen, scene, size):
 def test_all_processes_agree(seen, size):
     (alone,) = seen[1]
     for process in seen[size]:
-        assert process["any"] == [False, True, True]
+        assert process["any"] == [[False], [True], [False, True, False]]
+        assert process["failure"] == said(FAILURE)
         assert process["sum"] == [size, size * (size - 1) / 2]
         # Sums of whole numbers: equal, not only close.
         assert process["score"] == alone["score"]
@@ -250,8 +264,8 @@ def test_alone_there_is_no_group(monkeypatch):
     with parallel.join() as world:
         assert (world.rank, world.size, world.leads) == (0, 1, True)
         assert not torch.distributed.is_initialized()
-        assert world.any(True)
-        assert not world.any(False)
+        assert world.any(True, False) == [True, False]
+        assert world.told_failure(FAILURE) is FAILURE
 
 
 # -- One step ---------------------------------------------------------------------------------
@@ -304,6 +318,18 @@ def test_normalisers_count_the_pairs_of_the_whole_step():
     report = build_trainer().step(FOUR_ROWS)
     assert report.sums.gated.tolist() == wanted.tolist()
     assert report.tokens == sum(trainer.dataset.lengths[1:9])
+
+
+def test_a_step_counts_the_documents_that_it_was_handed():
+    """Not those that were planned: one that is lost, doubled or another one gives another number."""
+    report = build_trainer().step(FOUR_ROWS)
+    wanted = [scalar_mix(doc_id) >> 32 for doc_id in range(1, 9)]
+    assert report.trained == Consumed(documents=8, hash=sum(wanted))
+    for read in ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7, 7], [1, 2, 3, 4, 5, 6, 7, 9]):
+        assert Consumed.of(read) != report.trained
+    trainer = build_trainer()
+    swapped = trainer.source.stream([(1, 2), (3,), (4, 5, 6), (7, 9)])
+    assert trainer.step(FOUR_ROWS, swapped).trained == Consumed.of([1, 2, 3, 4, 5, 6, 7, 9])
 
 
 def test_the_alignment_reaches_masks_and_normalisers():

@@ -6,88 +6,44 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from attempts import (
+    IN_PAIRS,
+    SUPERVISED,
+    assert_ends_as_undisturbed,
+    assert_nearly_undisturbed,
+    results_of_pair,
+    scores_of,
+    start,
+    wait_for_checkpoints,
+)
 from safetensors.torch import load_file
 
 from draftyard_api.exit_codes import ExitCode, Failure
-from draftyard_api.names import ENV_STATE_DIR, FENCE, METRICS, RESULT_FILE, Stage, export_path, train_path
+from draftyard_api.names import FENCE, METRICS, RESULT_FILE, Stage, export_path, train_path
 from draftyard_api.progress import StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import Checkpoint
-from draftyard_api.task import TrainTask
-from draftyard_trainer.checkpoint import ADAM, WEIGHTS, CheckpointManifest
+from draftyard_trainer.checkpoint import ADAM, WEIGHTS
 from draftyard_trainer.data.prepared import PreparedDataset
 from draftyard_trainer.fence import Fence
 from draftyard_trainer.hidden_states.opening import open_stored
 from draftyard_trainer.hidden_states.source import OfflineSource
-from draftyard_trainer.loop import StepReport
-from draftyard_trainer.metrics import MetricSums
-from draftyard_trainer.optim import Update
 from draftyard_trainer.order import RowPlan
 from draftyard_trainer.parallel import World
 from draftyard_trainer.reporting import Reporter
-from draftyard_trainer.train import Journal, Run, build_trainer, journal_line
-
-ALONE = ("-m", "draftyard_trainer.train")
-IN_PAIRS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *ALONE)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(workshop) -> StageResult:
-    """A whole training of one process, under the name `undisturbed`."""
-    return workshop.train(workshop.task("undisturbed"))
-
-
-def start(task: TrainTask, state: Path, module: tuple[str, ...] = ALONE) -> subprocess.Popen[bytes]:
-    """The training as a program."""
-    state.mkdir(exist_ok=True)
-    file = state / "task.json"
-    file.write_text(task.model_dump_json(by_alias=True, exclude_none=True))
-    environment = {**os.environ, ENV_STATE_DIR: str(state), "OMP_NUM_THREADS": "1"}
-    with (state / "log.txt").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, *module, "--task", str(file)], env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-
-
-def wait_for_checkpoints(workshop, run: str, process: subprocess.Popen[bytes], count: int) -> None:
-    deadline = time.monotonic() + 100
-    while len(workshop.steps(run)) < count:
-        assert process.poll() is None, "ended before it could be disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+from draftyard_trainer.train import Run, build_trainer
 
 
 def files_of(workshop, name: str) -> dict[Path, tuple[int, bytes]]:
     return {
         path: (path.stat().st_mtime_ns, path.read_bytes()) for path in workshop.path(name).rglob("*") if path.is_file()
     }
-
-
-def scores_of(workshop, run: str) -> list[dict[str, object]]:
-    """All evaluations, as the last checkpoint has them."""
-    return json.loads(workshop.checkpoint(run, workshop.steps(run)[-1]).read_text())["scores"]
-
-
-def assert_ends_as_undisturbed(workshop, run: str, result: StageResult, undisturbed: StageResult) -> None:
-    """The same draft to the bit, the same numbers, and one curve without a seam."""
-    assert workshop.model(run).read_bytes() == workshop.model("undisturbed").read_bytes()
-    assert result.trained == undisturbed.trained
-    # One more or one fewer, and another checkpoint could be the best.
-    assert scores_of(workshop, run) == scores_of(workshop, "undisturbed")
-    curve, wanted = workshop.metrics(run), workshop.metrics("undisturbed")
-    assert [line["step"] for line in curve] == list(range(1, len(wanted) + 1))
-    for line in (*curve, *wanted):
-        del line["seconds"], line["dataSeconds"]
-    assert curve == wanted
 
 
 # -- A whole training -------------------------------------------------------------------------
@@ -141,36 +97,6 @@ def test_the_curve_is_on_the_disk_before_the_checkpoint_that_it_leads_to(worksho
     metrics = workshop.path(f"{train_path('undisturbed')}/{METRICS}")
     last = workshop.checkpoint("undisturbed", undisturbed.trained.steps)
     assert metrics.stat().st_mtime_ns <= last.stat().st_mtime_ns
-
-
-def test_a_skipped_step_is_a_line_of_legal_json(workshop, undisturbed):
-    """NaN is none: only Python reads it."""
-    nan = torch.full((3,), float("nan"), dtype=torch.float64)
-    sums = replace(MetricSums.zeros(3), loss=nan, ce=nan)
-    report = StepReport(Update(0.1, float("inf"), clipped=False, skipped=True), sums, tokens=8, waited=0.0)
-    last = workshop.checkpoint("undisturbed", undisturbed.trained.steps)
-    line = journal_line(CheckpointManifest.model_validate_json(last.read_bytes()), report, 1.0, 3)
-    read = json.loads(json.dumps(line, allow_nan=False))
-    assert (read["loss"], read["gradNorm"], read["divergence"]) == ("nan", "inf", ["nan"] * 3)
-
-
-def test_a_resumed_curve_drops_what_came_after_its_checkpoint(workshop):
-    fence = Fence.take(workshop.store, workshop.task("curve"))
-    journal = Journal.open(fence, "curve", steps=0)
-    for step in range(1, 8):
-        journal.add({"step": step, "loss": step / 4})
-    journal.flush()
-    resumed = Journal.open(Fence.take(workshop.store, workshop.task("curve")), "curve", steps=4)
-    for step in range(5, 7):
-        resumed.add({"step": step, "loss": step / 2})
-    resumed.flush()
-    assert [(line["step"], line["loss"]) for line in workshop.metrics("curve")] == [
-        (1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0), (5, 2.5), (6, 3.0),
-    ]  # fmt: skip
-    with pytest.raises(Failure) as caught:
-        journal.flush()
-    assert caught.value.code == ExitCode.FENCED
-    assert len(workshop.metrics("curve")) == 6
 
 
 def test_with_an_evaluate_stage_nothing_is_published(workshop):
@@ -369,23 +295,13 @@ def test_without_held_out_states_the_last_checkpoint_is_exported(workshop):
 # -- Two processes ----------------------------------------------------------------------------
 
 
-def results_of_pair(state: Path) -> list[StageResult]:
-    return [StageResult.model_validate_json((state / name).read_bytes()) for name in (RESULT_FILE, "result.1.json")]
-
-
 def test_two_processes_end_with_the_same_draft(workshop, undisturbed, tmp_path):
     process = start(workshop.task("pair"), tmp_path, IN_PAIRS)
     assert process.wait(timeout=120) == 0, (tmp_path / "log.txt").read_text()
-    results = [
-        StageResult.model_validate_json((tmp_path / name).read_bytes()) for name in (RESULT_FILE, "result.1.json")
-    ]
+    results = results_of_pair(tmp_path)
     assert [result.exit_code for result in results] == [0, 0]
     assert results[0].trained.best_step == undisturbed.trained.best_step
-    tensors, wanted = workshop.tensors("pair"), workshop.tensors("undisturbed")
-    assert sorted(tensors) == sorted(wanted)
-    for name, tensor in wanted.items():
-        difference = (tensors[name].double() - tensor.double()).abs().max()
-        assert difference <= 1e-5 * tensor.double().abs().max(), name
+    assert_nearly_undisturbed(workshop, "pair")
     for ours, alone in zip(workshop.metrics("pair"), workshop.metrics("undisturbed"), strict=True):
         assert ours["loss"] == pytest.approx(alone["loss"], rel=1e-5)
         assert (ours["step"], ours["tokens"], ours["onPolicy"]) == (alone["step"], alone["tokens"], alone["onPolicy"])
@@ -404,9 +320,7 @@ def test_two_processes_go_on_where_one_was_stopped(workshop, undisturbed, tmp_pa
     assert codes == [ExitCode.INTERRUPTED] * 2, (tmp_path / "log.txt").read_text()
     workshop.train(task)
     assert [line["step"] for line in workshop.metrics("reshaped")] == list(range(1, 37))
-    wanted = workshop.tensors("undisturbed")
-    for name, tensor in workshop.tensors("reshaped").items():
-        assert (tensor.double() - wanted[name].double()).abs().max() <= 1e-5 * wanted[name].double().abs().max(), name
+    assert_nearly_undisturbed(workshop, "reshaped")
 
 
 SEES_LESS = """
@@ -432,9 +346,7 @@ def test_two_processes_go_on_at_the_same_checkpoint(workshop, undisturbed, tmp_p
     process = start(task, tmp_path, (*IN_PAIRS[:-2], str(program)))
     assert process.wait(timeout=120) == 0, (tmp_path / "log.txt").read_text()
     assert [line["step"] for line in workshop.metrics("apart")] == list(range(1, 37))
-    wanted = workshop.tensors("undisturbed")
-    for name, tensor in workshop.tensors("apart").items():
-        assert (tensor.double() - wanted[name].double()).abs().max() <= 1e-5 * wanted[name].double().abs().max(), name
+    assert_nearly_undisturbed(workshop, "apart")
 
 
 # -- Refusals ---------------------------------------------------------------------------------
@@ -504,7 +416,7 @@ def test_a_run_that_was_taken_over_writes_nothing_more(workshop):
 def test_a_pair_that_was_taken_over_ends_with_the_code_of_the_one_that_knows(workshop, tmp_path):
     """Process 0 says 81; its survivor only sees a broken group, and torchrun says 1 for both."""
     task = workshop.task("pair-fenced", gpus_per_node=2)
-    process = start(task, tmp_path, ("-m", "draftyard_api.cli", "train"))
+    process = start(task, tmp_path, SUPERVISED)
     wait_for_checkpoints(workshop, "pair-fenced", process, count=2)
     workshop.store.publish(f"{train_path('pair-fenced')}/{FENCE}", b"another")
     assert process.wait(timeout=60) == ExitCode.FENCED, (tmp_path / "log.txt").read_text()

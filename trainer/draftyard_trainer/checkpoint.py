@@ -103,6 +103,16 @@ class CheckpointManifest(Model):
 
 
 @dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A state in host memory, apart from the training that goes on: what a checkpoint is written from."""
+
+    manifest: CheckpointManifest
+    weights: dict[str, Tensor]
+    """fp32 masters, d2t and t2d."""
+    moments: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class Found:
     """A checkpoint whose files are whole."""
 
@@ -126,27 +136,44 @@ def parameter_names(draft: DraftModel) -> list[str]:
     return [name for name, _ in draft.named_parameters()]
 
 
-def save(
-    store: Store, fence: Fence, run: str, draft: DraftModel, optimizer: Optimizer, manifest: CheckpointManifest
-) -> None:
-    """Publish a checkpoint by one rename, after a look at the fence. Raises Failure(FENCED), Failure(NO_SPACE)."""
+def take_snapshot(
+    draft: DraftModel, optimizer: Optimizer, manifest: CheckpointManifest, reuse: Snapshot | None = None
+) -> Snapshot:
+    """Copy the state to the host: 12 bytes per parameter. `reuse`, an earlier one, gives its memory away."""
     names = parameter_names(draft)
-    weights = {name: plain(master) for name, master in zip(names, optimizer.masters, strict=True)}
-    weights.update({name: plain(getattr(draft, name)) for name in BUFFERS})
-    moments = {name: plain(moment) for name, moment in optimizer.moments(names).items()}
+    weights: dict[str, Tensor] = dict(zip(names, optimizer.masters, strict=True))
+    weights.update({name: getattr(draft, name) for name in BUFFERS})
+    held = copy_to_host(weights, reuse.weights if reuse else {})
+    moments = copy_to_host(optimizer.moments(names), reuse.moments if reuse else {})
+    if draft.d2t.is_cuda:
+        torch.cuda.synchronize(draft.d2t.device)
+    return Snapshot(manifest, held, moments)
+
+
+def copy_to_host(tensors: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies by name, in the memory of earlier ones: fresh pages cost more than the copy itself.
+
+    From a GPU they are on their way when this returns.
+    """
+    copies = {}
+    for name, tensor in tensors.items():
+        host = earlier.get(name)
+        if host is None:
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies[name] = host.copy_(tensor.detach(), non_blocking=True)
+    return copies
+
+
+def write(store: Store, fence: Fence, run: str, snapshot: Snapshot) -> None:
+    """Publish a checkpoint by one rename, after a look at the fence. Raises Failure(FENCED), Failure(NO_SPACE)."""
     fence.check()
-    with store.create_folder(checkpoint_path(run, manifest.step)) as folder:
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        save_file(moments, folder / ADAM, metadata={"format": "pt"})
+    with store.create_folder(checkpoint_path(run, snapshot.manifest.step)) as folder:
+        save_file(snapshot.weights, folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(snapshot.moments, folder / ADAM, metadata={"format": "pt"})
         files = {name: FileRecord.of(folder / name) for name in (WEIGHTS, ADAM)}
-        whole = manifest.model_copy(update={"files": files})
+        whole = snapshot.manifest.model_copy(update={"files": files})
         (folder / MANIFEST).write_text(whole.model_dump_json(by_alias=True, indent=1))
         fence.check()
-
-
-def plain(tensor: Tensor) -> Tensor:
-    """A tensor as it is written."""
-    return tensor.detach().cpu().contiguous()
 
 
 def steps_of(store: Store, run: str) -> list[int]:

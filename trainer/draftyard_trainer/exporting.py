@@ -42,7 +42,7 @@ class Outcome:
     best: Score
     trained: Trained
     on_policy: str
-    """Share of label rows whose next token is the target's own choice; empty when no step ran in this process."""
+    """Share of the last step's label rows whose next token is the target's own choice; empty without a step."""
     target_identity: str
     """Commit or content hash of the target."""
 

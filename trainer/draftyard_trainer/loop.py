@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from draftyard_api.spec import Train
@@ -18,7 +19,7 @@ from draftyard_trainer.loss import LossConfig, Teacher, step_scales, ttt_loss
 from draftyard_trainer.metrics import MetricSums
 from draftyard_trainer.on_path import OnPath, PathRule, draws
 from draftyard_trainer.optim import Optimizer, Update
-from draftyard_trainer.order import RowPlan, Step
+from draftyard_trainer.order import RowPlan, Step, splitmix64
 from draftyard_trainer.parallel import World
 from draftyard_trainer.rows import PackedRow, build_row, gate_counts
 from draftyard_trainer.ttt import unroll
@@ -30,12 +31,35 @@ HELD_OUT_DOCUMENTS = 512
 """Enough for two digits of the acceptance length."""
 
 
+@dataclass(frozen=True)
+class Consumed:
+    """Documents that processes trained on, as each of them counts what it was handed: not what was planned."""
+
+    documents: int = 0
+    hash: int = 0
+    """Sum of 32 bits of `splitmix64(doc_id)`: other documents, or one twice, and it is another number."""
+
+    @classmethod
+    def of(cls, doc_ids: Sequence[int]) -> Consumed:
+        """Of some documents."""
+        hashes = splitmix64(np.array(doc_ids, dtype=np.uint64)) >> np.uint64(32)
+        return cls(len(doc_ids), int(hashes.sum()))
+
+    def __add__(self, other: Consumed) -> Consumed:
+        return Consumed(self.documents + other.documents, self.hash + other.hash)
+
+    def flat(self) -> torch.Tensor:
+        """`[2]`, fp64: exact up to two million documents per step."""
+        return torch.tensor([self.documents, self.hash], dtype=torch.float64)
+
+
 @dataclass(frozen=True, eq=False)
 class StepReport:
     """What one optimizer step was, over all processes."""
 
     update: Update
     sums: MetricSums
+    trained: Consumed
     tokens: int
     waited: float
     """Seconds in which this process waited for hidden states."""
@@ -67,7 +91,7 @@ class Trainer:
             objective=self.config.objective,
             keeps_out_of_vocab=self.config.out_of_vocab == "keep",
         )
-        sums = MetricSums.zeros(self.config.ttt_steps)
+        sums, trained = MetricSums.zeros(self.config.ttt_steps), Consumed()
         waited = 0.0
         arriving = self.source.stream(share) if read is None else read
         for _ in share:
@@ -80,10 +104,13 @@ class Trainer:
             loss.total.backward()
             self.optimizer.collect()
             sums = sums + loss.sums.to("cpu")
+            trained = trained + Consumed.of([sample.document.doc_id for sample in samples])
         self.world.sum_gradients(self.optimizer.gradients())
         update = self.optimizer.step(step.index)
         tokens = int(self.dataset.lengths[[doc_id for row in step.rows for doc_id in row]].sum())
-        return StepReport(update, sums.from_flat(self.world.sum(sums.flat())), tokens, waited)
+        total = self.world.sum(torch.cat([sums.flat(), trained.flat()]))
+        documents, hashed = total[-2:].tolist()
+        return StepReport(update, sums.from_flat(total[:-2]), Consumed(int(documents), int(hashed)), tokens, waited)
 
     def goes_on(self, step: Step, samples: Sequence[Sample], row: PackedRow) -> OnPath | None:
         """What leaves the unroll early: nothing, unless the spec asks for the path of a server."""

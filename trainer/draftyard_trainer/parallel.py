@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-TIMEOUT = timedelta(minutes=20)
-"""Finite: a process that waits for a dead one must end, or the whole job hangs unseen."""
+from draftyard_api.exit_codes import ExitCode, Failure
+from draftyard_api.names import ENV_PEER_SECONDS
+from draftyard_api.reasons import Reason
+
+PEER_SECONDS = 1200
+"""Finite: who waits for a process that hangs must end, or the whole job hangs unseen. Long enough for an export."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class World:
         if self.size == 1:
             return
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
+        with self._exchanging():
+            dist.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
@@ -43,29 +49,69 @@ class World:
         if self.size == 1:
             return vector
         total = vector.to(self.device).clone()
-        dist.all_reduce(total)
+        with self._exchanging():
+            dist.all_reduce(total)
         return total.to(vector.device)
 
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so: all stop at the same step, or none does."""
+    def any(self, *flags: bool) -> list[bool]:
+        """Which of the flags any process has set: all stop at the same step, or none does."""
         if self.size == 1:
-            return flag
-        asked = torch.tensor([int(flag)], device=self.device)
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        return bool(asked.item())
+            return list(flags)
+        raised = torch.tensor([int(flag) for flag in flags], device=self.device)
+        with self._exchanging():
+            dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+        return [bool(flag) for flag in raised.tolist()]
 
     def told(self, value: int) -> int:
         """What the leading process gives, whatever the others do."""
         if self.size == 1:
             return value
         word = torch.tensor([value], device=self.device)
-        dist.broadcast(word, src=0)
+        with self._exchanging():
+            dist.broadcast(word, src=0)
         return int(word.item())
+
+    def told_failure(self, failure: Failure | None) -> Failure:
+        """The failure of the leading process, word for word, so that all end alike, also on other machines."""
+        if self.size == 1:
+            assert failure is not None
+            return failure
+        said = json.dumps([failure.code, failure.reason, failure.message]).encode() if failure else b""
+        text = torch.zeros(self.told(len(said)), dtype=torch.uint8, device=self.device)
+        if self.leads:
+            text.copy_(torch.frombuffer(bytearray(said), dtype=torch.uint8))
+        with self._exchanging():
+            dist.broadcast(text, src=0)
+        code, reason, message = json.loads(bytes(text.tolist()))
+        return Failure(ExitCode(code), Reason(reason), message)
 
     def barrier(self) -> None:
         """Wait for all."""
         if self.size > 1:
-            dist.barrier()
+            with self._exchanging():
+                dist.barrier()
+
+    @contextmanager
+    def _exchanging(self) -> Iterator[None]:
+        """Say what a broken exchange means. Raises Failure(ERROR): another attempt goes on at the last checkpoint."""
+        try:
+            yield
+        except RuntimeError as error:
+            why = str(error).strip().splitlines()[0]
+            message = (
+                f"process {self.rank} of {self.size} lost another one, which ended or does not answer for "
+                f"{peer_seconds()} s ({why}); its own log says more"
+            )
+            raise Failure(ExitCode.ERROR, Reason.DISRUPTED, message) from error
+
+
+def peer_seconds() -> int:
+    """Seconds that a process waits for another one. Raises Failure(BAD_TASK)."""
+    given = os.environ.get(ENV_PEER_SECONDS, str(PEER_SECONDS))
+    if not given.isdecimal() or int(given) == 0:
+        message = f"{ENV_PEER_SECONDS}: given {given}; accepted: whole seconds, from 1"
+        raise Failure(ExitCode.BAD_TASK, Reason.TASK_REJECTED, message)
+    return int(given)
 
 
 @contextmanager
@@ -79,7 +125,8 @@ def join() -> Iterator[World]:
     if size == 1:
         yield World(rank, size, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    timeout = timedelta(seconds=peer_seconds())
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         yield World(rank, size, device)
     finally:

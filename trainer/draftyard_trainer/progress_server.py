@@ -33,6 +33,8 @@ GAUGES = {
     "total_steps": "Optimizer steps of the whole run.",
     "epoch": "Position in epochs.",
     "loss": "Loss of the last optimizer step.",
+    "skipped_steps": "Optimizer steps without an update, since the gradient was not finite.",
+    "loss_spikes": "Optimizer steps whose loss stood far above that of the steps before.",
     "acceptance": "Last acceptance length: simulated in train, measured in evaluate.",
     "tokens_per_second": "Rate since the stage started.",
     "estimated_remaining_seconds": "Time left at that rate.",

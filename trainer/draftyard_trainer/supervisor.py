@@ -130,10 +130,11 @@ def decide(stage: Stage, results: Sequence[StageResult], ended: Ended) -> StageR
     """The result that counts. torchrun says 1 for whatever a worker said, so the ranks' own words come first.
 
     A code that says what happened wins over ERROR, and rank 0 wins among equals: the survivors of a broken process
-    group all end with ERROR.
+    group all end with ERROR, and what they say counts only when nobody knows better.
     """
     telling = [result for result in results if result.exit_code not in (ExitCode.OK, ExitCode.ERROR)]
     erring = [result for result in results if result.exit_code == ExitCode.ERROR]
+    erring.sort(key=lambda result: result.reason is Reason.DISRUPTED)
     if telling or erring:
         return (telling or erring)[0]
     if ended.exit_code == 0 and results:

@@ -6,18 +6,15 @@ with the same rows in the same order, and ends with the same draft.
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 
 import torch
 
 from draftyard_api.exit_codes import ExitCode, Failure
-from draftyard_api.names import METRICS, Stage, checkpoint_path, train_path
+from draftyard_api.names import Stage, checkpoint_path, train_path
 from draftyard_api.progress import Acceptance, StageResult, Trained
 from draftyard_api.reasons import Reason
 from draftyard_api.task import TrainTask
@@ -30,55 +27,27 @@ from draftyard_trainer.fence import Fence
 from draftyard_trainer.hidden_states.opening import open_source
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.hidden_states.source import Source
+from draftyard_trainer.journal import Journal, journal_line
 from draftyard_trainer.loop import StepReport, Trainer
 from draftyard_trainer.loss import DECAY, Teacher
 from draftyard_trainer.optim import Optimizer
 from draftyard_trainer.order import RowPlan, Step, epoch_steps, num_steps, plan_hash
 from draftyard_trainer.parallel import World
 from draftyard_trainer.reporting import Reporter, interrupted
+from draftyard_trainer.saving import Saver
 from draftyard_trainer.storage.opening import open_store
 from draftyard_trainer.storage.store import Store
 
-SECONDS_BETWEEN_METRICS = 10.0
 NO_STEP = -1
 ROWS = {"seed", "epochs", "row_tokens", "tokens_per_batch"}
 CONVENTIONS = {"ttt_steps", "objective", "out_of_vocab", "loss_mask_alignment"}
-
-
-@dataclass
-class Journal:
-    """`metrics.jsonl`: a line per step. A resumed run drops what came after its checkpoint, so the curve is one."""
-
-    fence: Fence
-    name: str
-    lines: list[str] = field(default_factory=list)
-    written: float = 0.0
-
-    @classmethod
-    def open(cls, fence: Fence, run: str, steps: int) -> Journal:
-        """Keep the lines of the first `steps` steps."""
-        name = f"{train_path(run)}/{METRICS}"
-        lines = fence.store.read(name).decode().splitlines() if fence.store.exists(name) else []
-        return cls(fence, name, [line for line in lines if json.loads(line)["step"] <= steps])
-
-    def add(self, line: dict[str, object]) -> None:
-        """Add a line, and write the file now and then."""
-        self.lines.append(json.dumps(line))
-        if time.monotonic() - self.written > SECONDS_BETWEEN_METRICS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the file whole. Raises Failure(FENCED)."""
-        self.fence.check()
-        self.fence.store.publish(self.name, "".join(f"{line}\n" for line in self.lines).encode())
-        self.written = time.monotonic()
 
 
 def train(task: TrainTask, reporter: Reporter) -> StageResult:
     """Train, export the best checkpoint, and publish it unless an evaluate stage decides.
 
     Raises Failure: STALE_INPUT for inputs that are gone or broken, EXISTS for another run's checkpoints, DIVERGED,
-    NOT_CONFORMANT, FENCED, NO_SPACE, INTERRUPTED after a saved checkpoint.
+    NOT_CONFORMANT, FENCED, NO_SPACE, UNAVAILABLE, INTERRUPTED after a saved checkpoint.
     """
     store = open_store(task.workspace, task.workspace_s3)
     finished = exporting.find_finished(store, task)
@@ -148,9 +117,8 @@ class Run:
             identity=self.identity,
             skipped=0, clipped=0, skipped_in_a_row=0, last_loss="NaN", scores=(), files={},
         )  # fmt: skip
-        self.journal: Journal | None = None
-        """Of the process that writes."""
-        self.on_policy = ""
+        self.saver: Saver | None = None
+        """Of the leading process."""
         self.resumed_from: int | None = None
         """Step of the checkpoint at which this process went on."""
 
@@ -181,13 +149,15 @@ class Run:
         if self.fence is not None:
             # Of a save that was killed: the checkpoint of a stop is at a step that is never saved again.
             self.store.sweep(train_path(self.task.run))
-            self.journal = Journal.open(self.fence, self.task.run, self.state.step)
+            journal = Journal.open(self.fence, self.task.run, self.state.step)
+            self.saver = Saver(self.fence, self.task, journal, saved=None if found is None else found.manifest)
         # A stop leaves no time to score; without it the best checkpoint could be another one than undisturbed.
         unscored = all(score.step != self.state.step for score in self.state.scores)
         if found is not None and unscored and self._is_due() and self.judges:
             self._save(scores=True)
         self.reporter.begin("training", "steps", self.state.total_steps, done=self.state.step)
         self.reporter.update(resumed_from_step=self.resumed_from)
+        self._tell_saved()
 
     def _find(self) -> Found | None:
         """The checkpoint that the leading process chooses.
@@ -208,8 +178,6 @@ class Run:
 
     def to_the_end(self) -> None:
         """All steps that are left; a checkpoint every so often, at epoch ends, at the end, and when asked to stop."""
-        if self.resumed_from is not None:
-            self._tell_saved()
         per_step = self.task.train.tokens_per_batch // self.task.train.row_tokens
         first = 0
         for epoch in range(self.task.train.epochs):
@@ -219,6 +187,7 @@ class Run:
             with closing(self.trainer.read_ahead(left)) as read:
                 for step in left:
                     self._take(step, read)
+        self._settle()
 
     def _take(self, step: Step, read: Iterator[list[Sample]]) -> None:
         started = time.monotonic()
@@ -230,12 +199,25 @@ class Run:
             # Scoring takes long: a stop meanwhile must not cost another step and another save.
             stops = stops or self._is_stopped()
         if stops:
+            self._settle()
             # Also behind the last step: scoring and exporting may take longer than a pod is given to end.
             raise interrupted(Stage.TRAIN)
 
     def _is_stopped(self) -> bool:
-        """Whether any process was asked to stop."""
-        return self.trainer.world.any(self.reporter.stop_requested)
+        """Whether any process was asked to stop. Raises, in all of them alike, the failure of a write."""
+        world = self.trainer.world
+        failure = self.saver.failure if self.saver else None
+        asked, failed = world.any(self.reporter.stop_requested, failure is not None)
+        if failed:
+            raise world.told_failure(failure)
+        return asked
+
+    def _settle(self) -> None:
+        """Let the leading process end its write. Raises, in all of them alike, what went wrong with it."""
+        if self.saver is not None:
+            self.saver.wait()
+        self._tell_saved()
+        self._is_stopped()
 
     def _is_due(self) -> bool:
         """Whether an undisturbed training saves and scores here; a row number of 0 is an epoch's end."""
@@ -258,38 +240,38 @@ class Run:
             }
         )
         rate = report.tokens / max(seconds, 1e-9)
+        if self.saver is not None and self.saver.add(
+            journal_line(step, self.state, report, seconds, self.task.draft_tokens)
+        ):
+            print(f"step {self.state.step}: the loss, {loss}, is far above that of the steps before", file=sys.stderr)
         self.reporter.update(
             done=self.state.step, step=self.state.step, total_steps=self.state.total_steps, loss=loss,
-            epoch=f"{step.epochs_done:.2f}", tokens_per_second=f"{rate:.0f}",
+            epoch=f"{step.epochs_done:.2f}", tokens_per_second=f"{rate:.0f}", skipped_steps=optimizer.skipped,
+            loss_spikes=self.saver.journal.spikes if self.saver else None,
         )  # fmt: skip
-        self.on_policy = f"{report.sums.on_policy_share():.4f}"
-        if self.journal is not None:
-            self.journal.add(journal_line(self.state, report, seconds, self.task.draft_tokens))
+        self._tell_saved()
 
     def _save(self, scores: bool) -> None:
-        """Score the draft and publish a checkpoint; then remove old ones."""
+        """Score the draft, and begin to write a checkpoint once the one before is written."""
         if scores and self.judges:
             score = self.trainer.score(self.state.step, self.task.draft_tokens, self.task.train.row_tokens)
             self.state = self.state.model_copy(update={"scores": (*self.state.scores, score)})
             self.reporter.update(acceptance=f"{score.tau_sim:.2f}")
-        if self.fence is None or self.journal is None:
-            return
-        # Before the checkpoint: a resumed run drops lines that are too many, but cannot make up those that are missing.
-        self.journal.flush()
-        run, trainer, best = self.task.run, self.trainer, self.state.best
-        checkpoint.save(self.store, self.fence, run, trainer.draft, trainer.optimizer, self.state)
-        self._tell_saved()
-        keep = [best.step] if best else []
-        checkpoint.prune(self.store, run, self.state.step, self.task.train.checkpoint.keep_last, keep)
+        self._settle()
+        if self.saver is not None:
+            self.saver.save(self.trainer.draft, self.trainer.optimizer, self.state)
 
     def _tell_saved(self) -> None:
         """Say which checkpoints there are."""
-        best = self.state.best
-        self.reporter.update(checkpoint_step=self.state.step, best_step=best.step if best else None)
+        saved = self.saver.saved if self.saver is not None else None
+        if saved is not None:
+            best = saved.best
+            self.reporter.update(checkpoint_step=saved.step, best_step=best.step if best else None)
 
     def export(self) -> StageResult:
         """Export the best checkpoint, and publish it when nobody judges it later."""
         assert self.fence is not None
+        assert self.saver is not None
         best = self.state.best or Score(step=self.state.step, tau_sim=1.0, per_position=(), documents=0)
         found = checkpoint.load(self.store, self.task.run, best.step)
         if found is None:
@@ -305,44 +287,13 @@ class Run:
             source="Simulated",
         )
         trained = Trained(steps=self.state.step, best_step=best.step, loss=self.state.last_loss, acceptance=acceptance)
+        # Of the curve, which a run that was killed behind its last step still has.
+        on_policy = self.saver.journal.last("onPolicy")
         outcome = exporting.Outcome(
-            self.task, self.dataset, self.state, best, trained, self.on_policy, self.trainer.source.target_identity
+            self.task, self.dataset, self.state, best, trained, on_policy, self.trainer.source.target_identity
         )
         result = exporting.export_best(self.store, outcome, self.trainer)
         return result.model_copy(update={"resumed_from_step": self.resumed_from})
-
-
-def journal_line(state: CheckpointManifest, report: StepReport, seconds: float, draft_tokens: int) -> dict[str, object]:
-    """One line of `metrics.jsonl`: plain numbers, a list per unroll step, acceptance lengths at K = draftTokens."""
-
-    def rounded(values: torch.Tensor) -> list[float | str]:
-        return [legal(round(value, 6)) for value in values.tolist()]
-
-    sums = report.sums
-    return {
-        "step": state.step,
-        "epoch": state.epoch,
-        "loss": legal(sums.total_loss()),
-        "learningRate": report.update.learning_rate,
-        "gradNorm": legal(report.update.grad_norm),
-        "clipped": report.update.clipped,
-        "skipped": report.update.skipped,
-        "tokens": report.tokens,
-        "seconds": round(seconds, 4),
-        "dataSeconds": round(report.waited, 4),
-        "tauSim": round(sums.tau_sim(draft_tokens), 6),
-        "tauMarginal": round(sums.tau_marginal(draft_tokens), 6),
-        "accuracy": rounded(sums.accuracy()),
-        "prefixAccuracy": rounded(sums.prefix_accuracy()),
-        "divergence": rounded(sums.divergence()),
-        "acceptance": rounded(sums.acceptance()),
-        "onPolicy": round(sums.on_policy_share(), 6),
-    }
-
-
-def legal(value: float) -> float | str:
-    """A number as JSON has it: NaN and infinities, of a step that is skipped, are texts."""
-    return value if math.isfinite(value) else str(value)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ its writer holds a lock on it, so that a later writer can tell what was left beh
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import glob
@@ -28,6 +29,8 @@ ASIDE = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$")
 """`tmp`: not finished, or on its way out. `old`: a whole folder that a new one is about to replace."""
 GRACE_SECONDS = 2
 """Younger things are left alone: a writer makes a file first, and locks it then."""
+AT_WORKING_FOLDER, RENAME_EXCHANGE = -100, 2
+"""Of `renameat2`, which Python does not have."""
 ABANDONED_SECONDS = 3600
 """Age at which a leftover counts as abandoned where the file system has no locks."""
 
@@ -99,8 +102,9 @@ class LocalStore:
     def create_folder(self, name: str) -> Iterator[Path]:
         """Stage a folder aside and rename it at the end.
 
-        A folder that is already there is moved aside first: readers may find none for a moment, never a mixture. After
-        a crash between the two renames the next writer of the name puts the old one back.
+        A folder that is already there changes places with it. Where the file system cannot do that, the old one is
+        moved aside first: readers may find none for a moment, never a mixture, and after a crash between the two
+        renames the next writer of the name puts the old one back.
         """
         path = self._path(name)
         with self._explaining("writing", name):
@@ -112,8 +116,10 @@ class LocalStore:
                     yield staged
                     for entry in (*staged.rglob("*"), staged):
                         sync(entry)
-                    replaced = move_aside(path, "old")
-                    staged.rename(path)
+                    replaced = None
+                    if not exchange(staged, path):
+                        replaced = move_aside(path, "old")
+                        staged.rename(path)
                 sync(path.parent)
                 if replaced is not None:
                     discard(replaced)
@@ -225,6 +231,13 @@ def move_aside(path: Path, kind: str) -> Path | None:
         return path.rename(aside)
     except FileNotFoundError:
         return None
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two names change places at one stroke; False where one is absent, or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    given = (AT_WORKING_FOLDER, os.fsencode(one), AT_WORKING_FOLDER, os.fsencode(other), RENAME_EXCHANGE)
+    return rename is not None and bool(rename(*given) == 0)
 
 
 def discard(folder: Path) -> None:

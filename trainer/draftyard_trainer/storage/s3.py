@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -155,8 +156,10 @@ class S3Store:
         found = self.bucket.call(
             "listing uploads", below, lambda: client.list_multipart_uploads(Bucket=name, Prefix=below)
         )
+        # by the store's clock alone: ours may be another one, and may jump
+        now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
         for upload in found.get("Uploads", ()):
-            if datetime.now(UTC) - upload["Initiated"] > ABANDONED:
+            if now - upload["Initiated"] > ABANDONED:
                 where = {"Bucket": name, "Key": upload["Key"], "UploadId": upload["UploadId"]}
                 with suppress(FileNotFoundError):
                     self.bucket.call("deleting", upload["Key"], partial(client.abort_multipart_upload, **where))
