@@ -45,6 +45,8 @@ class Outcome:
     """Share of the last step's label rows whose next token is the target's own choice; empty without a step."""
     target_identity: str
     """Commit or content hash of the target."""
+    resumed_from: int | None = None
+    """Step of the checkpoint at which the process went on that came to the end."""
 
 
 def find_finished(store: Store, task: TrainTask) -> StageResult | None:
@@ -81,6 +83,7 @@ def export_best(store: Store, outcome: Outcome, trainer: Trainer) -> StageResult
         manifest_sha256=sha256,
         bytes=sum(store.size(file) or 0 for file in store.list(name)),
         trained=outcome.trained,
+        resumed_from_step=outcome.resumed_from,
         published=published,
     )
     store.publish(result_name(task), result.model_dump_json(by_alias=True, exclude_none=True).encode())

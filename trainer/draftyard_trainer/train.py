@@ -290,10 +290,16 @@ class Run:
         # Of the curve, which a run that was killed behind its last step still has.
         on_policy = self.saver.journal.last("onPolicy")
         outcome = exporting.Outcome(
-            self.task, self.dataset, self.state, best, trained, on_policy, self.trainer.source.target_identity
+            self.task,
+            self.dataset,
+            self.state,
+            best,
+            trained,
+            on_policy,
+            self.trainer.source.target_identity,
+            self.resumed_from,
         )
-        result = exporting.export_best(self.store, outcome, self.trainer)
-        return result.model_copy(update={"resumed_from_step": self.resumed_from})
+        return exporting.export_best(self.store, outcome, self.trainer)
 
 
 if __name__ == "__main__":
