@@ -11,7 +11,7 @@ CRD    := crds/draftyard.dev_drafttrainings.yaml
 DEMO   := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kubernetes-1.34 test-gpu verify crds kustomize \
+.PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kueue test-kubernetes-1.34 test-gpu verify crds kustomize \
   serve-check bench bench-data bench-gpu bench-on-path bench-operator bench-reliability chaos images cluster-up cluster-down e2e clean
 
 help: ## this list
@@ -64,6 +64,9 @@ e2e: venv ## all of docs/real-node.md on that cluster, as users would: chart, ku
 	$(BIN)/python images/build.py --gpu none --archive
 	$(E2E)/up.py
 	$(E2E)/check.py $(E2E_ARGS); ended=$$?; $(E2E)/down.py; exit $$ended
+
+test-kueue: cluster-programs ## runs behind a queue, on a real API server with training-operator (7 minutes)
+	$(BIN)/python -m pytest tests/kueue
 
 test-kubernetes-1.34: venv ## the tests of a real API server, on the oldest version that can be built
 	$(BIN)/python tests/cluster/programs.py 1.34.4 helm-4.3.1 promtool-3.13.5 training-operator-1.9.4

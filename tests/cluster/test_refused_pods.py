@@ -116,11 +116,11 @@ def test_f6_pod_security(scene):
         names.LABEL_MANAGED: "true", names.LABEL_RUN: NAME, names.LABEL_UID: run["metadata"]["uid"],
         names.LABEL_STAGE: "prepare", names.LABEL_ATTEMPT: "1",
     }  # fmt: skip
-    container = {"name": "prepare", "image": "example.com/none:1", "securityContext": {"privileged": True}}
+    container = {"name": "prepare", "image": "example.com/none:1"}
     template = {"metadata": {"labels": labels}, "spec": {"restartPolicy": "Never", "containers": [container]}}
     metadata = {"name": JOB, "labels": labels, "ownerReferences": [trainings.owned_by(run)]}
     scene.server.post(scene.jobs, {"metadata": metadata, "spec": {"backoffLimit": 0, "template": template}}).made()
-    assert 'violates PodSecurity "restricted:latest": privileged' in scene.told("PodSecurityViolation")
+    assert 'violates PodSecurity "restricted:latest": allowPrivilegeEscalation' in scene.told("PodSecurityViolation")
     assert scene.status["phase"] == "Blocked"
     scene.server.patch(home, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": None}}}).made()
     scene.goes_on()

@@ -91,8 +91,10 @@ class Node:
             if pid not in self.started:
                 continue
             ended = self.started.pop(pid)
+            # waited for here, with the orphans: the one who started it would look for it in vain
+            ended.process.returncode = os.waitstatus_to_exitcode(code)
             if ended.name not in RESTARTED or time.monotonic() - ended.time < SHORT_SECONDS:
-                return f"{ended.name} ended with status {os.waitstatus_to_exitcode(code)}"
+                return f"{ended.name} ended with status {ended.process.returncode}"
             program, *flags = ended.command
             self.start(Path(program), *map(str, flags), env=ended.env)
 

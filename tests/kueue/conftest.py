@@ -10,7 +10,7 @@ import planes
 import pytest
 import rig
 import trainings
-from nodes import SAVED
+from played_node import SAVED
 from programs import TRAINING
 from rig import Rig
 

@@ -23,7 +23,7 @@ from api_server import ApiServer
 from control_plane import LOOPBACK, ControlPlane
 from job_kinds import JOB, PYTORCH_JOB, JobKind
 from kueue import Kueue
-from nodes import Node
+from played_node import Node
 
 from draftyard_api.status import DraftTrainingStatus
 from draftyard_operator.run import read_status
