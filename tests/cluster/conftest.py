@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Iterator
 
 import control_plane
+import operators
 import planes
 import pytest
 import trainings
 from api_server import ApiServer
-from control_plane import ControlPlane
+from control_plane import ControlPlane, Running
 
 NUMBERS = itertools.count(1)
 
@@ -35,6 +36,13 @@ def controllers(plane: ControlPlane, server: ApiServer) -> Iterator[None]:
     """With it, Jobs get pods, and what lost its owner is collected. It must find the definition when it starts."""
     with control_plane.controllers(plane):
         yield
+
+
+@pytest.fixture(scope="module")
+def operator(plane: ControlPlane, controllers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The operator in a process of its own, for the tests of one file."""
+    with operators.running(plane, tmp_path_factory.mktemp("operator")) as process:
+        yield process
 
 
 @pytest.fixture

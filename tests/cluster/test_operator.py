@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import operators
 import pytest
 import trainings
 from nodes import Nodes, ends_well, holding
+from trainings import RUN
 from world import GATED, OFFLINE, spec
 
-from draftyard_api.names import API_VERSION, KIND, Stage
+from draftyard_api.names import Stage
 
-NAME = "demo"
 OWNED = ("apis/batch/v1/namespaces/{}/jobs", "api/v1/namespaces/{}/pods", "api/v1/namespaces/{}/configmaps")
 ROOT_CA = "kube-root-ca.crt"
 """A ConfigMap that every namespace has."""
 
 
-@pytest.fixture(scope="module")
-def operator(plane, controllers, tmp_path_factory):
-    with operators.running(plane, tmp_path_factory.mktemp("operator")) as process:
-        yield process
-
-
-class Scene:
-    """A namespace with a run in it."""
+class Scene(trainings.Scene):
+    """A namespace with nodes."""
 
     def __init__(self, server, namespace):
-        self.server = server
-        self.namespace = namespace
+        super().__init__(server, namespace)
         self.nodes = Nodes(server, namespace)
-
-    def add_run(self, given):
-        metadata = {"name": NAME, "namespace": self.namespace}
-        made = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": given}
-        return self.server.post(trainings.path(self.namespace), made).made()
-
-    @property
-    def status(self):
-        return self.server.get(trainings.path(self.namespace, NAME)).made().get("status", {})
 
     def until(self, **wanted):
         """Wait until the status says so. Returns it."""
@@ -79,14 +62,14 @@ def test_a_run_goes_to_the_end(scene, given, stages):
         (name, "Succeeded", 1) for name in stages
     ]
     assert (status["reason"], status["acceptance"]["length"]) == ("DraftPublished", "2.71")
-    assert scene.names(OWNED[0]) == sorted(f"{NAME}-{name}-a1" for name in stages)
+    assert scene.names(OWNED[0]) == sorted(f"{RUN}-{name}-a1" for name in stages)
 
 
 def test_suspend_gives_the_pods_back_and_resume_goes_on(scene):
     scene.nodes.script = holding(Stage.TRAIN)
     scene.add_run(spec())
     scene.until(phase="Running", stage="train")
-    path = trainings.path(scene.namespace, NAME)
+    path = trainings.path(scene.namespace, RUN)
     scene.server.patch(path, {"spec": {"suspend": True}}).made()
     scene.until(phase="Suspended")
     assert [name for name in scene.names(OWNED[1]) if "-train-" in name] == []
@@ -106,10 +89,10 @@ def test_f12_a_run_that_is_deleted_leaves_nothing_that_it_owned(scene, stage, re
     scene.add_run(spec(OFFLINE, workspace=workspace, **GATED))
     scene.until(**({"phase": "Running", "stage": stage.value} if stage else {"phase": "Succeeded"}))
     assert scene.left()
-    scene.server.delete(trainings.path(scene.namespace, NAME)).made()
+    scene.server.delete(trainings.path(scene.namespace, RUN)).made()
     trainings.eventually(lambda: not scene.left())
     claims = scene.names("api/v1/namespaces/{}/persistentvolumeclaims")
     if reclaim == "Delete":
         trainings.eventually(lambda: not scene.names("api/v1/namespaces/{}/persistentvolumeclaims"))
     else:
-        assert claims == [f"{NAME}-workspace"]
+        assert claims == [f"{RUN}-workspace"]

@@ -7,36 +7,24 @@ import time
 import operators
 import pytest
 import trainings
+from trainings import RUN
 from world import spec
 
 from draftyard_api import names
-from draftyard_api.names import API_VERSION, KIND, Stage
+from draftyard_api.names import Stage
 
-NAME = "demo"
-JOB = names.child(NAME, Stage.PREPARE, 1)
+JOB = names.child(RUN, Stage.PREPARE, 1)
 SOON = 2 * 2 * operators.RESYNC_SECONDS
 """Two resyncs of the longest kind."""
 
 
-@pytest.fixture(scope="module")
-def operator(plane, controllers, tmp_path_factory):
-    with operators.running(plane, tmp_path_factory.mktemp("operator")) as process:
-        yield process
-
-
-class Scene:
+class Scene(trainings.Scene):
     """A namespace that takes no pod of a run."""
 
     def __init__(self, server, namespace):
-        self.server = server
-        self.namespace = namespace
+        super().__init__(server, namespace)
         self.pods = f"api/v1/namespaces/{namespace}/pods"
         self.jobs = f"apis/batch/v1/namespaces/{namespace}/jobs"
-
-    def add_run(self, **blocks):
-        metadata = {"name": NAME, "namespace": self.namespace}
-        made = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec(**blocks)}
-        return self.server.post(trainings.path(self.namespace), made).made()
 
     def limit(self, kind, hard):
         """A ResourceQuota or a LimitRange, in force."""
@@ -46,10 +34,6 @@ class Scene:
             told = lambda: self.server.get(f"{path}/limit").made().get("status", {}).get("hard")  # noqa: E731
             assert trainings.eventually(told) == hard["hard"]
         return f"{path}/limit"
-
-    @property
-    def status(self):
-        return self.server.get(trainings.path(self.namespace, NAME)).made().get("status", {})
 
     def told(self, reason):
         """The message, once the status has the reason; no later than SOON after the Job was made."""
@@ -74,7 +58,7 @@ def scene(server, namespace, operator):
 
 def test_f6_a_quota_of_pods(scene):
     quota = scene.limit("resourcequotas", {"hard": {"pods": "0"}})
-    scene.add_run()
+    scene.add_run(spec())
     message = scene.told("QuotaExceeded")
     assert message == (
         "prepare a1: its pods cannot be made: exceeded quota: limit, requested: pods=1, used: pods=0, limited: pods=0; "
@@ -87,13 +71,13 @@ def test_f6_a_quota_of_pods(scene):
 
 def test_f6_a_quota_that_wants_to_know_more(scene):
     scene.limit("resourcequotas", {"hard": {"limits.memory": "1Gi"}})
-    scene.add_run()
+    scene.add_run(spec())
     assert "failed quota: limit: must specify limits.memory for: prepare" in scene.told("QuotaExceeded")
 
 
 def test_f6_a_limit_range(scene):
     limits = scene.limit("limitranges", {"limits": [{"type": "Container", "max": {"memory": "1Gi"}}]})
-    scene.add_run(prepare={"pod": {"resources": {"limits": {"memory": "2Gi"}}}})
+    scene.add_run(spec(prepare={"pod": {"resources": {"limits": {"memory": "2Gi"}}}}))
     message = scene.told("ChildRejected")
     assert "maximum memory usage per Container is 1Gi, but limit is 2Gi" in message
     assert message.endswith("change what is asked for in prepare.pod")
@@ -110,10 +94,10 @@ def test_f6_pod_security(scene):
     home = f"api/v1/namespaces/{scene.namespace}"
     scene.server.patch(home, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}).made()
     scene.server.post(f"{home}/configmaps", {"metadata": {"name": JOB}}).made()
-    run = scene.add_run()
+    run = scene.add_run(spec())
     trainings.eventually(lambda: scene.status.get("reason") == "ChildConflict")
     labels = {
-        names.LABEL_MANAGED: "true", names.LABEL_RUN: NAME, names.LABEL_UID: run["metadata"]["uid"],
+        names.LABEL_MANAGED: "true", names.LABEL_RUN: RUN, names.LABEL_UID: run["metadata"]["uid"],
         names.LABEL_STAGE: "prepare", names.LABEL_ATTEMPT: "1",
     }  # fmt: skip
     container = {"name": "prepare", "image": "example.com/none:1"}

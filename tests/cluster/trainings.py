@@ -19,6 +19,8 @@ DEFINITION = ROOT / "crds" / "draftyard.dev_drafttrainings.yaml"
 DEFINITIONS = "apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 NAME = f"{PLURAL}.{GROUP}"
 WAIT_SECONDS = 60
+RUN = "demo"
+"""Of a scene."""
 
 
 def path(namespace: str, name: str = "", part: str = "") -> str:
@@ -44,6 +46,25 @@ def owned_by(owner: Json) -> Json:
         "uid": owner["metadata"]["uid"],
     }
     return named | {"controller": True, "blockOwnerDeletion": True}
+
+
+class Scene:
+    """A namespace with one run in it."""
+
+    def __init__(self, server: ApiServer, namespace: str) -> None:
+        self.server = server
+        self.namespace = namespace
+
+    def add_run(self, given: Json) -> Json:
+        """Make the run. Returns it as it is stored."""
+        metadata = {"name": RUN, "namespace": self.namespace}
+        made = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": given}
+        return self.server.post(path(self.namespace), made).made()
+
+    @property
+    def status(self) -> Json:
+        """What the operator says of the run now."""
+        return self.server.get(path(self.namespace, RUN)).made().get("status", {})
 
 
 def install(server: ApiServer) -> None:
