@@ -1,15 +1,17 @@
 """From what was measured to the table of the docs, and one line per figure that has a bar.
 
-    python bench/report.py build/bench docs/performance.md
+    python bench/report.py build/bench docs/performance.md [--rows]
 
-Reads `step.json` and, where they are, `capture.json` and `gpu.json`; no number is typed.
+Reads `step.json` and, where they are, `capture.json` and `gpu.json`; no number is typed. With `--rows` what was not
+measured stays on the page as it is.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import ge, le
@@ -22,6 +24,8 @@ GPU_MARKERS = ("<!-- gpu: begin -->", "<!-- gpu: end -->")
 PEERS = ("specforge", "speculators")
 PADDING, PACKING = PEERS
 LONG = 4096
+SUBJECT = re.compile(r"bar \S+|\| [\w.-]+ \||- [\w.-]+: \w+|- \w+ \w+")
+"""Begins each line that tells a number: what the number is of."""
 SIGNS: dict[str, Callable[[float, float], bool]] = {">=": ge, "<=": le}
 Case = dict[str, Any]
 
@@ -158,8 +162,17 @@ def gpu_table(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def main(folder: Path, page: Path) -> None:
-    """Write the part of the page between the markers, and print the bars."""
+def renewed(old: list[str], new: list[str]) -> list[str]:
+    """The old lines, each with the new one of the same subject in its place. Raises SystemExit for a new subject."""
+    subjects = {match[0]: line for line in new if (match := SUBJECT.match(line))}
+    there = {match[0] for line in old if (match := SUBJECT.match(line))}
+    if missing := sorted(subjects.keys() - there):
+        raise SystemExit(f"the page has no line of {', '.join(missing)}: write all of it, without --rows")
+    return [subjects[match[0]] if (match := SUBJECT.match(line)) and match[0] in subjects else line for line in old]
+
+
+def main(folder: Path, page: Path, rows: bool = False) -> None:
+    """Write the part of the page between the markers, or renew its lines, and print the bars."""
     step = json.loads((folder / "step.json").read_text())
     cases: dict[str, Case] = step["cases"]
     bars = [*step_bars(cases), Bar("packing-waste", step["packing_waste"], "<=", 0.03)]
@@ -175,13 +188,23 @@ def main(folder: Path, page: Path) -> None:
         )
     if (folder / "gpu.json").exists():
         put(page, gpu_table(json.loads((folder / "gpu.json").read_text())), GPU_MARKERS)
-    finish(page, lines, bars)
+    if rows:
+        put(page, renewed(between(page, MARKERS), [*lines, *map(str, bars)]), MARKERS)
+        print("\n".join(map(str, bars)))
+    else:
+        finish(page, lines, bars)
 
 
 def finish(page: Path, lines: list[str], bars: list[Bar], markers: tuple[str, str] = MARKERS) -> None:
     """Write lines and bars between the markers of a page, and print the bars."""
     put(page, [*lines, "", "```", *map(str, bars), "```"], markers)
     print("\n".join(map(str, bars)))
+
+
+def between(page: Path, markers: tuple[str, str]) -> list[str]:
+    """Lines between the markers of a page."""
+    text, (begin, end) = page.read_text(), markers
+    return text[text.index(begin) + len(begin) : text.index(end)].strip("\n").split("\n")
 
 
 def put(page: Path, lines: list[str], markers: tuple[str, str]) -> None:
@@ -192,4 +215,8 @@ def put(page: Path, lines: list[str], markers: tuple[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--rows", action="store_true")
+    main(**vars(parser.parse_args()))

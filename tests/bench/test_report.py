@@ -88,3 +88,24 @@ def test_capture_and_gpu_are_told_where_they_were_measured(tmp_path, capsys):
     assert "bar capture-stored 0.5 (needs >= 0.8) short" in out
     assert "| x | 8192 | 0.300 s | 27,000 | 300 | 0.50 | 12.0 GiB |" in page.read_text()
     assert "of another machine" not in page.read_text()
+
+
+def test_rows_are_measured_again_alone_and_the_others_stay(tmp_path, capsys):
+    page = write(tmp_path, {"a": case(1.0, 1.5, 2.0), "b": case(1.0, 2.0, 3.0)})
+    report.main(tmp_path, page)
+    before = page.read_text().splitlines()
+    (tmp_path / "step.json").write_text(
+        json.dumps({"cases": {"b": case(1.0, 4.0, 5.0)}, "threads": 2, "ttt_steps": 7, "packing_waste": 0.04})
+    )
+    report.main(tmp_path, page, rows=True)
+    changed = [(old, new) for old, new in zip(before, page.read_text().splitlines(), strict=True) if old != new]
+    assert [new for _, new in changed] == [
+        "| b | 512 (512) | 50% | 1.00 s | 4.00 s | 5.00 s | 0.80 | 4.00x | 100, 400, 500 |",
+        "bar speed/b 4 (needs >= 1.25) ok",
+    ]
+
+
+def test_a_row_that_the_page_does_not_have_is_no_row_to_renew(tmp_path):
+    page = write(tmp_path, {"a": case(1.0, 1.5, 2.0)})
+    with pytest.raises(SystemExit, match=r"no line of .*bar limit-share/a"):
+        report.main(tmp_path, page, rows=True)
