@@ -176,6 +176,38 @@ def test_f6_a_refused_child_is_told_and_goes_on_when_it_is_mended(code, kind, te
     assert world.status.phase is Phase.SUCCEEDED
 
 
+UNKNOWN_KIND = (
+    "cannot set blockOwnerDeletion in this case because cannot find RESTMapping for APIVersion kubeflow.org/v1 "
+    'Kind PyTorchJob: no matches for kind "PyTorchJob" in version "kubeflow.org/v1"'
+)
+
+
+def test_f6_a_kind_that_was_defined_just_now_is_waited_for_and_nobody_is_called():
+    world = World()
+    world.cluster.refusals["create jobs.batch"] = refusal(403, "Forbidden", UNKNOWN_KIND)
+    for _ in range(5):
+        world.look()
+    assert (world.status.phase, world.reason(C.RUNNING), world.due) == (Phase.PENDING, Reason.PENDING, 1.0)
+    assert "cannot find RESTMapping" in world.status.message
+    assert world.condition(C.STALLED).status == "False"
+    assert not {"ChildRejected", "Pending"} & set(world.events)
+    world.cluster.refusals.clear()
+    world.run_all()
+    assert world.status.phase is Phase.SUCCEEDED
+
+
+def test_f6_pods_of_a_kind_that_was_defined_just_now_are_waited_for_and_nobody_is_called():
+    world = World(spec(), pytorch_jobs=True)
+    world.fake.pod_rules.append(lambda pod: UNKNOWN_KIND if "-train-" in pod["metadata"]["name"] else "")
+    world.at_stage(Stage.TRAIN)
+    assert (world.status.phase, world.reason(C.RUNNING)) == (Phase.PENDING, Reason.PENDING)
+    assert world.status.message.startswith("train a1: its pods cannot be made yet: cannot set blockOwnerDeletion")
+    assert not {"ChildRejected", "Pending"} & set(world.events)
+    world.fake.pod_rules.clear()
+    watch(world, 20)
+    assert (world.status.phase, world.stage(Stage.TRAIN).attempt) == (Phase.RUNNING, 1)
+
+
 NO_PODS = [
     pytest.param("exceeded quota: team, requested: pods=1", Reason.QUOTA_EXCEEDED, Phase.PENDING, id="a quota"),
     pytest.param(
