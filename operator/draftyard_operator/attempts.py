@@ -35,15 +35,11 @@ def judge(ledger: Ledger, stage: Stage) -> Fact | None:
     if child.state == "Succeeded":
         return finish(ledger, stage, child)
     if child.state == "Failed":
-        if is_early(ledger, stage, child):
+        if is_early(ledger, stage, child) and not is_worker_gone(ledger, stage, child):
             return None
         if is_enough(ledger, stage, child):
             return finish(ledger, stage, child)
         end(ledger, stage, verdict_of(ledger, stage, child))
-        return None
-    broken = broken_by(ledger, stage, child)
-    if broken is not None:
-        ledger.end_attempt(stage, Reason.DISRUPTED, broken, counted=False)
         return None
     keep_on(ledger, stage, child)
     return None
@@ -92,12 +88,19 @@ def was_taken_away(ledger: Ledger, stage: Stage, child: Child) -> bool:
     """
     if child.kind != "PyTorchJob":
         return False
-    late = replacements(ledger, stage, child)
-    pods = [pod for pod in ledger.seen.pods_of(stage, child.attempt) if pod not in late]
+    if is_worker_gone(ledger, stage, child):
+        return True
+    pods = ledger.seen.pods_of(stage, child.attempt)
     failed = (pod for pod in pods if pod.end is not None and not failure.is_success(pod.end))
-    progress = ledger.run.status.progress
-    is_missing = progress is not None and bool(progress.step) and len(pods) < pods_wanted(ledger.run, stage)
-    return is_missing or bool(late) or all(pod.deleting_since is not None for pod in failed)
+    return all(pod.deleting_since is not None for pod in failed)
+
+
+def is_worker_gone(ledger: Ledger, stage: Stage, child: Child) -> bool:
+    """Whether a worker is gone that was there when training took a step: why the attempt failed is known then."""
+    late, progress = replacements(ledger, stage, child), ledger.run.status.progress
+    has_worked = progress is not None and bool(progress.step)
+    left = len(ledger.seen.pods_of(stage, child.attempt)) - len(late)
+    return child.kind == "PyTorchJob" and (has_worked or bool(late)) and left < pods_wanted(ledger.run, stage)
 
 
 # -- A good end -------------------------------------------------------------------------------------------------------
@@ -244,6 +247,10 @@ def end_stale(ledger: Ledger, stage: Stage, verdict: Verdict) -> None:
 
 def keep_on(ledger: Ledger, stage: Stage, child: Child) -> None:
     """Write down how far an attempt is that goes on, if it may."""
+    broken = broken_by(ledger, stage, child)
+    if broken is not None:
+        ledger.end_attempt(stage, Reason.DISRUPTED, broken, counted=False)
+        return
     if child.state == "Queued":
         # its pods are gone, and with them the heartbeat that a deadline could wait for
         ledger.change(progress=None)

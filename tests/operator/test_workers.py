@@ -58,20 +58,33 @@ def goes_on_and_completes(world: World) -> None:
     assert world.status.phase is Phase.SUCCEEDED
 
 
-@pytest.mark.parametrize(
-    ("end", "reason"),
-    [pytest.param(SAVED, "Interrupted", id="has saved"), pytest.param(CUT_OFF, "Disrupted", id="was cut off")],
-)
 @pytest.mark.parametrize("is_behind", [False, True], ids=["gone", "made again after the end"])
-def test_a_worker_that_is_taken_away_costs_the_wait_for_the_others_and_no_more(is_behind, end, reason):
+def test_a_worker_that_is_taken_away_ends_the_attempt_and_nobody_waits_for_the_others(is_behind):
     world = two_workers()
     world.fake.training_operator.is_behind = is_behind
     take_away(world, FIRST)
-    world.settle()
     assert world.live_pods() == ([FIRST] if is_behind else []) + [SECOND]
+    world.settle()
+    assert world.status.history[-1].reason == Reason.DISRUPTED
+    goes_on_and_completes(world)
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [pytest.param(SAVED, Reason.INTERRUPTED, id="saved"), pytest.param(CUT_OFF, Reason.DISRUPTED, id="was cut off")],
+)
+@pytest.mark.parametrize("is_behind", [False, True], ids=["gone", "made again after the end"])
+def test_what_the_other_one_says_is_no_failure_of_the_run(is_behind, end, reason):
+    """It ends first: the one that is told to stop takes its time."""
+    world = two_workers()
+    world.fake.training_operator.is_behind = is_behind
+    world.fake.kubelet.on_term = lambda _: None
+    take_away(world, FIRST)
     watch(world, 5, every=5)
-    assert world.stage(Stage.TRAIN).state == "Running", "the other one still saves"
+    assert world.stage(Stage.TRAIN).state == "Running", "both still save"
+    world.fake.kubelet.on_term = lambda _: SAVED
     world.fake.kubelet.end(NAMESPACE, SECOND, end)
+    world.fake.kubelet.end(NAMESPACE, FIRST, SAVED)
     world.settle()
     assert world.status.history[-1].reason == reason
     goes_on_and_completes(world)
