@@ -261,6 +261,8 @@ class HiddenStatesStatus(Model):
     """On disk."""
     argmax_agreement: Decimal | None = None
     """Share of labels that survive the codec."""
+    reclaimed: bool | None = None
+    """Whether they are removed again; absent where hiddenStates.reclaim does not ask for it, or not yet."""
 
 
 class ExportStatus(Model):

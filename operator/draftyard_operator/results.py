@@ -91,6 +91,9 @@ def keep_result(ledger: Ledger, result: StageResult) -> None:
                 published=True, uri=uri, manifest_sha256=result.manifest_sha256, serve=serve_lines(ledger, uri)
             )
         )
+    stored = ledger.status.hidden_states
+    if stored is not None and result.states_reclaimed is not None:
+        ledger.change(hidden_states=stored.model_copy(update={"reclaimed": result.states_reclaimed}))
 
 
 def keep_acceptance(ledger: Ledger, found: Acceptance) -> None:

@@ -61,7 +61,7 @@ def task(run: Run, status: DraftTrainingStatus, stage: Stage) -> BaseTask:
         case Stage.TRAIN:
             made = plan.train_task(identity, spec, here, prepared, states(spec, status))
         case _:
-            made = plan.evaluate_task(identity, spec, here, prepared)
+            made = plan.evaluate_task(identity, spec, here, prepared, states(spec, status))
     return made.model_copy(update={"attempt": attempt})
 
 

@@ -21,7 +21,7 @@ def error(code: int, message: str, reason: str = "Forbidden") -> ApiError:
 
 NEW_KIND = (
     'pods "r1-train-a1-worker-0" is forbidden: cannot set blockOwnerDeletion in this case because cannot find '
-    "RESTMapping for APIVersion kubeflow.org/v1 Kind PyTorchJob: no matches for kind \"PyTorchJob\" in version "
+    'RESTMapping for APIVersion kubeflow.org/v1 Kind PyTorchJob: no matches for kind "PyTorchJob" in version '
     '"kubeflow.org/v1"'
 )
 RBAC = 'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create resource "jobs" in API group "batch"'

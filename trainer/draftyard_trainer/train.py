@@ -25,6 +25,7 @@ from draftyard_trainer.draft.config import derive
 from draftyard_trainer.draft.model import DraftModel
 from draftyard_trainer.fence import Fence
 from draftyard_trainer.hidden_states.opening import open_source
+from draftyard_trainer.hidden_states.reclaiming import reclaim
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.hidden_states.source import Source
 from draftyard_trainer.journal import Journal, journal_line
@@ -52,7 +53,7 @@ def train(task: TrainTask, reporter: Reporter) -> StageResult:
     store = open_store(task.workspace, task.workspace_s3)
     finished = exporting.find_finished(store, task)
     if finished is not None:
-        return finished
+        return reclaim(store, task, finished) if parallel.leads() else finished
     if task.draft.init_from is not None:
         message = f"draft.initFrom: given {task.draft.init_from}; this version starts from random weights: remove it"
         raise Failure(ExitCode.UNSUPPORTED, Reason.TARGET_UNSUPPORTED, message)
@@ -63,7 +64,7 @@ def train(task: TrainTask, reporter: Reporter) -> StageResult:
         run = Run(task, store, fence, reporter, dataset, build_trainer(task, dataset, source, world))
         run.resume()
         run.to_the_end()
-        result = run.export() if world.leads else StageResult(stage=Stage.TRAIN)
+        result = reclaim(store, task, run.export()) if world.leads else StageResult(stage=Stage.TRAIN)
         world.barrier()
     return result
 
