@@ -13,6 +13,7 @@ from draftyard_api.names import Stage
 from draftyard_api.reasons import Reason
 from draftyard_api.status import ConditionType as C
 from draftyard_api.status import Phase
+from draftyard_operator import intervals
 from draftyard_operator.refusals import ApiError, Request
 from draftyard_operator.testing.direct import Crash
 from draftyard_operator.testing.kinds import CLAIM, CONFIG_MAP, JOB, POD, PYTORCH_JOB
@@ -778,6 +779,31 @@ def test_f22_shards_that_may_be_missing_do_not_fail_the_run():
     assert world.stage(Stage.GENERATE).failed_shards == "1"
     assert "ShardFailed" in world.events
     assert json.loads(world.task(TRAIN_A1))["hiddenStates"]["shards"] == [0, 2, 3]
+
+
+def test_f22_training_gets_every_shard_though_they_are_too_many_to_be_shown():
+    """10,000 shards of which every twentieth is missing."""
+    world = generating(shards=10_000, maxFailedShards=1000)
+    (pod,) = world.fake.pods(NAMESPACE)[:1]
+    world.fake.is_paused = True
+    job = world.job(GENERATE_A1)
+    failed = set(range(0, 10_000, 20))
+    completed = set(range(10_000)) - failed
+    ended = {"type": "Failed", "status": "True", "reason": "FailedIndexes", "lastTransitionTime": job_time(world)}
+    told = {"completedIndexes": intervals.render(completed), "failedIndexes": intervals.render(failed)}
+    for one in world.fake.pods(NAMESPACE):
+        world.fake.kubelet.end(NAMESPACE, one["metadata"]["name"], well(Stage.GENERATE, pod))
+    world.fake.store.replace(JOB, job | {"status": told | {"conditions": [ended]}})
+    world.settle()
+    held = world.stage(Stage.GENERATE)
+    assert (held.state, len(held.completed_shards) <= 1024) == ("Succeeded", True)
+    assert held.completed_shards.endswith("… (9500 in all)")
+    assert intervals.parse(held.failed_shards) == tuple(sorted(failed))
+    assert json.loads(world.task(TRAIN_A1))["hiddenStates"]["shards"] == sorted(completed)
+
+
+def job_time(world: World) -> str:
+    return world.now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def end_shards(world: World, bad: set[int], code: int = ExitCode.BAD_SHARD) -> None:
