@@ -148,6 +148,9 @@ def without_result(ledger: Ledger, stage: Stage, child: Child) -> None:
     elif len(pods) < pods_wanted(ledger.run, stage):
         message = f"{child.name}: ended well, and no result is left; what it made is verified by the next attempt"
         ledger.end_attempt(stage, Reason.RESULT_LOST, message, counted=False)
+    elif any(pod.end is not None and not failure.is_success(pod.end) for pod in pods):
+        # one of several workers is a success to the training-operator, whatever became of the one with the result
+        end(ledger, stage, failure.classify(pods))
     else:
         message = f"{child.name}: ended with code 0 and without a manifest: its output is missing"
         ledger.fail(stage, Reason.OUTPUT_MISSING, message)

@@ -162,6 +162,26 @@ def test_workers_that_a_queue_brought_back_are_the_attempt():
     assert (held.attempt, held.counted, held.uncounted) == (1, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("end", "reason", "counted"),
+    [
+        pytest.param(Ends(137, disrupted=True), Reason.DISRUPTED, 0, id="its node went"),
+        pytest.param(badly(69, reason="StorageUnavailable"), Reason.STORAGE_UNAVAILABLE, 0, id="the store was away"),
+        pytest.param(badly(1), Reason.POD_FAILED, 1, id="it failed"),
+    ],
+)
+def test_a_success_of_one_worker_does_not_hide_how_the_one_with_the_result_ended(end, reason, counted):
+    world = two_workers()
+    world.fake.kubelet.end(NAMESPACE, SECOND, Ends(0))
+    world.fake.kubelet.end(NAMESPACE, FIRST, end)
+    world.settle()
+    assert world.status.history[-1].reason == reason
+    assert world.stage(Stage.TRAIN).counted == counted
+    watch(world, 40, every=10)
+    world.run_all()
+    assert world.status.phase is Phase.SUCCEEDED
+
+
 def test_the_one_that_is_taken_away_before_the_end_has_its_result_verified_again():
     world = two_workers()
     world.fake.kubelet.end(NAMESPACE, FIRST, well(Stage.TRAIN))
