@@ -109,7 +109,7 @@ bench-operator: cluster-programs ## the operator with 1,000 and 5,000 objects: s
 	$(BIN)/python bench/operator_report.py build/bench docs/performance.md
 
 bench-reliability: venv ## what a save, a restart and an exchange of gradients cost (4 minutes)
-	PYTHONPATH=tests/chaos:tests/s3 $(BIN)/python bench/reliability.py
+	PYTHONPATH=tests/chaos:tests/s3:tests/cluster $(BIN)/python bench/reliability.py
 
 RUNS ?= 10
 chaos: s3-server ## kill runs at random, from seeds, and compare how they end (RUNS=10; 2 minutes each, goes on where it stopped)

@@ -24,6 +24,7 @@ from draftyard_api.spec import Checkpoint
 from draftyard_trainer.reporting import read_progress
 from reliability_worker import CASE
 from report import Bar, finish
+from waiting import until
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = "bench/reliability_worker.py"
@@ -57,7 +58,7 @@ def measure_restart(folder: Path) -> float:
     workspace = folder / "workspace"
     run = start(world.write_run("restart", "Online"), str(workspace), folder)
     steps = workspace / "train" / RUN
-    wait_until(lambda: len(list(steps.glob(f"step-*/{MANIFEST}"))) > 1, "a second checkpoint")
+    until(lambda: len(list(steps.glob(f"step-*/{MANIFEST}"))) > 1, WAIT_SECONDS, "a second checkpoint", POLL_SECONDS)
     run.send_signal(signal.SIGTERM)
     run.wait(timeout=WAIT_SECONDS)
     done = max(int(path.parent.name.removeprefix("step-")) for path in steps.glob(f"step-*/{MANIFEST}"))
@@ -67,20 +68,13 @@ def measure_restart(folder: Path) -> float:
     command = [sys.executable, "-m", "draftyard_api.cli", "train", "--task", str(task)]
     started = time.monotonic()
     with subprocess.Popen(command, env={**os.environ, ENV_STATE_DIR: str(state)}) as training:
-        wait_until(lambda: (progress := read_progress(state)) is not None and (progress.step or 0) > done, "a step")
+        until(
+            lambda: (found := read_progress(state)) and (found.step or 0) > done, WAIT_SECONDS, "a step", POLL_SECONDS
+        )
         seconds = time.monotonic() - started
         training.terminate()
     shutil.rmtree(folder)
     return seconds
-
-
-def wait_until(is_so: Any, what: str) -> None:
-    """Raises RuntimeError when it does not come."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not is_so():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{what} has not come in {WAIT_SECONDS} s")
-        time.sleep(POLL_SECONDS)
 
 
 def stall(saves: dict[str, Any]) -> float:

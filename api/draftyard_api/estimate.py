@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from draftyard_api.frozen import parse_quantity
 from draftyard_api.progress import Counts, StageResult
 from draftyard_api.schema import Codec
 from draftyard_api.spec import DraftTrainingSpec
@@ -31,7 +32,9 @@ BYTES_PER_TOKEN = 4.6
 DEFAULT_DOCUMENTS = 70000
 LABELS_PER_TURN, TURNS = 2, 4
 BYTES_PER_PARAMETER = 12
-"""Of a checkpoint: fp32 weights and both moments."""
+"""Of a checkpoint: fp32 weights and both moments. On its way to the workspace it lies in host memory once."""
+BYTES_PER_PROCESS = 2**30
+"""Of host memory, for each process of training: Python, torch and a GPU's context take at least so much."""
 SECONDS_PER_SHARD = 600
 SAFE_SHARE = 0.95
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -217,6 +220,39 @@ def default_shards(spec: DraftTrainingSpec, documents: int, generate_seconds: fl
         return spec.hidden_states.shards
     wanted = max(-(-int(generate_seconds) // SECONDS_PER_SHARD), spec.hidden_states.parallelism, 1)
     return min(wanted, 10000, max(documents, 1))
+
+
+# -- Memory -------------------------------------------------------------------------------------------
+
+
+def host_memory(spec: DraftTrainingSpec, shape: TargetShape) -> int:
+    """Host memory without which the pod of process 0 cannot train: its processes, and one checkpoint that is written.
+
+    What is read ahead, and what the workspace's files take in the page cache, comes on top.
+    """
+    return spec.train.gpus_per_node * BYTES_PER_PROCESS + BYTES_PER_PARAMETER * draft_parameters(spec, shape)
+
+
+def memory_limit(spec: DraftTrainingSpec) -> tuple[str, int] | None:
+    """Where the spec says how much memory a pod of training may have, and how many bytes; None where it does not."""
+    for path, pod in (("train.pod", spec.train.pod), ("pod", spec.pod)):
+        if pod.resources is not None:
+            given = (pod.resources.limits or {}).get("memory")
+            return None if given is None else (f"{path}.resources.limits.memory", int(parse_quantity(given)))
+    return None
+
+
+def too_little_memory(spec: DraftTrainingSpec, shape: TargetShape) -> str | None:
+    """What to change where a pod of training has obviously too little memory; None where that is not so."""
+    limit, least = memory_limit(spec), host_memory(spec, shape)
+    if limit is None or limit[1] >= least:
+        return None
+    number, unit = scaled(least)
+    enough = f"{math.ceil(number)}{unit.removesuffix('B')}"
+    return (
+        f"{limit[0]}: given {bytes_text(limit[1])}; process 0 needs {bytes_text(least)} at the least, for its "
+        f"processes and for the checkpoint that is written: raise it to {enough} or more"
+    )
 
 
 # -- What finished shards say ---------------------------------------------------------------------------

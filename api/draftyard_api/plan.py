@@ -12,7 +12,7 @@ from draftyard_api import frozen
 from draftyard_api.names import Stage
 from draftyard_api.schema import Model, S3Access
 from draftyard_api.spec import Data, Draft, DraftTrainingSpec, Target
-from draftyard_api.task import EvaluateTask, GenerateTask, PrepareTask, StoredStatesRef, TrainTask
+from draftyard_api.task import CacheRef, EvaluateTask, GenerateTask, PrepareTask, StoredStatesRef, TrainTask
 
 DEFAULT_DRAFT_TOKENS = 3
 
@@ -137,18 +137,28 @@ def train_task(
         hidden_states=states, train=spec.train,
         draft_tokens=spec.evaluate.draft_tokens if spec.evaluate else DEFAULT_DRAFT_TOKENS,
         publishes=spec.evaluate is None, export=spec.export, tracking=spec.tracking,
-        fingerprint=prepared.fingerprint,
+        fingerprint=prepared.fingerprint, reclaims=None if spec.evaluate else reclaimed(spec, states),
     )  # fmt: skip
 
 
-def evaluate_task(run: RunIdentity, spec: DraftTrainingSpec, place: Place, prepared: PreparedRef) -> EvaluateTask:
-    """The last task; only for a run with an evaluate block."""
+def evaluate_task(
+    run: RunIdentity, spec: DraftTrainingSpec, place: Place, prepared: PreparedRef, states: CacheRef | None
+) -> EvaluateTask:
+    """The last task; only for a run with an evaluate block. `states` is what generate left, None Online."""
     assert spec.evaluate is not None
     return EvaluateTask(
         run=run.name, uid=run.uid, workspace=place.workspace, workspace_s3=place.workspace_s3,
         target=located_target(spec, place),
         prepared=prepared.prepared, evaluate=spec.evaluate, export=spec.export, fingerprint=prepared.fingerprint,
+        reclaims=reclaimed(spec, states),
     )  # fmt: skip
+
+
+def reclaimed(spec: DraftTrainingSpec, states: CacheRef | None) -> CacheRef | None:
+    """What the stage that publishes removes then; None for nothing."""
+    if states is None or spec.hidden_states is None or spec.hidden_states.reclaim == "Retain":
+        return None
+    return CacheRef(key=states.key, num_shards=states.num_shards)
 
 
 def located_target(spec: DraftTrainingSpec, place: Place) -> Target:

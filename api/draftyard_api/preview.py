@@ -62,6 +62,7 @@ def plan(arguments: Sequence[str]) -> int:
     if amount.basis == "Counted":
         made = estimate.measured(made, spec, shape, amount, finished_shards(training, workspace))
     show(Console(), spec, made)
+    print_memory(spec, shape)
     too_small = None if free is None else estimate.proposal(spec, shape, amount, free)
     if too_small:
         print(f"spec.workspace: {too_small}", file=sys.stderr)
@@ -123,6 +124,15 @@ def show(console: Console, spec: DraftTrainingSpec, made: Plan) -> None:
     limit = "no limit is known" if free is None else f"{estimate.bytes_text(free)} are free"
     console.print(f"disk: {estimate.bytes_text(made.bytes.needed)} are needed, {limit}", highlight=False)
     console.print(f"assumes {made.assumes}", highlight=False)
+
+
+def print_memory(spec: DraftTrainingSpec, shape: TargetShape) -> None:
+    """Host memory that training takes at the least, and a warning where its pods may not have it."""
+    least = estimate.bytes_text(estimate.host_memory(spec, shape))
+    print(f"memory: {least} at the least in the pod of process 0 of train")
+    warning = estimate.too_little_memory(spec, shape)
+    if warning:
+        print(f"warning: spec.{warning}", file=sys.stderr)
 
 
 def table_of(*headings: str) -> Table:

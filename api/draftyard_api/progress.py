@@ -205,6 +205,8 @@ class StageResult(Model):
     """Of evaluate."""
     published: str | None = None
     """URI of the published draft, from the stage that published it."""
+    states_reclaimed: bool | None = None
+    """Whether the stage that published has removed the hidden states; None where it was not asked to."""
 
 
 StageResult.model_rebuild()

@@ -173,7 +173,7 @@ class HiddenStates(Model):
     codec: Codec = "balanced"
     """none 1.0, lossless 0.71, balanced 0.46, compact 0.36 of the bfloat16 bytes."""
     reclaim: Literal["Delete", "Retain"] = "Retain"
-    """Delete: after Complete, when no other run uses them."""
+    """Delete: the last stage removes them once the draft is published, when no other run uses them."""
     max_failed_shards: Annotated[int, Field(ge=0, le=10000)] = 0
     """Shards that may be missing from training."""
 

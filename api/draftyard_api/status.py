@@ -19,6 +19,8 @@ Time = Annotated[str, Field(max_length=40)]
 """RFC 3339, UTC."""
 Short = Annotated[str, Field(max_length=253)]
 Message = Annotated[str, Field(max_length=1024)]
+Shards = Annotated[str, Field(max_length=32768)]
+"""Any set of up to 10,000 shards, as intervals such as `0-9,12`: never cut."""
 Count = Annotated[int, Field(ge=0)]
 Backend = Literal["Job", "PyTorchJob"]
 """What a stage runs as."""
@@ -169,9 +171,9 @@ class StageStatus(Model):
     child: Short | None = None
     """Kind and name of what runs it."""
     completed_shards: Message | None = None
-    """Intervals, such as 0-9,12 (generate)."""
-    failed_shards: Message | None = None
-    """Likewise."""
+    """For people: intervals, such as 0-9,12 (generate). A long list ends with … and how many there are."""
+    failed_shards: Shards | None = None
+    """Those that were given up, all of them; training takes the others."""
     counted: Count = 0
     """Failures that use up retry.maxAttempts."""
     uncounted: Count = 0
@@ -261,6 +263,8 @@ class HiddenStatesStatus(Model):
     """On disk."""
     argmax_agreement: Decimal | None = None
     """Share of labels that survive the codec."""
+    reclaimed: bool | None = None
+    """Whether they are removed again; absent where hiddenStates.reclaim does not ask for it, or not yet."""
 
 
 class ExportStatus(Model):

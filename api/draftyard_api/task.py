@@ -49,15 +49,20 @@ class PrepareTask(BaseTask):
     """Hash of the spec's frozen fields; with what prepare resolves it makes the fingerprint."""
 
 
-class StoredStatesRef(Model):
-    """Hidden states in the workspace."""
+class CacheRef(Model):
+    """Hidden states in the workspace: their content, and how it is cut."""
 
     key: str
     """Folder below `hidden-states/`."""
-    shards: tuple[int, ...]
-    """Shards to read, complete and verified."""
     num_shards: int
     """Number of all shards of this cut."""
+
+
+class StoredStatesRef(CacheRef):
+    """Hidden states to train from."""
+
+    shards: tuple[int, ...]
+    """Shards to read, complete and verified."""
 
 
 class GenerateTask(BaseTask):
@@ -104,6 +109,8 @@ class TrainTask(BaseTask):
     """Where curves go."""
     fingerprint: str
     """Identity of the result."""
+    reclaims: CacheRef | None = None
+    """Hidden states to remove once this stage has published the draft, unless another run uses them."""
 
 
 class EvaluateTask(BaseTask):
@@ -119,6 +126,8 @@ class EvaluateTask(BaseTask):
     """What to do when a draft is already there."""
     fingerprint: str
     """Identity of the result."""
+    reclaims: CacheRef | None = None
+    """Hidden states to remove once this stage has published the draft, unless another run uses them."""
 
 
 Task = Annotated[PrepareTask | GenerateTask | TrainTask | EvaluateTask, Field(discriminator="stage")]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from draftyard_api.exit_codes import ExitCode
 from draftyard_api.names import Stage
 from draftyard_api.plan import stages
@@ -37,7 +35,7 @@ def judge(ledger: Ledger, stage: Stage) -> Fact | None:
     if child.state == "Succeeded":
         return finish(ledger, stage, child)
     if child.state == "Failed":
-        if is_early(ledger, stage, child):
+        if is_early(ledger, stage, child) and not is_worker_gone(ledger, stage, child):
             return None
         if is_enough(ledger, stage, child):
             return finish(ledger, stage, child)
@@ -50,7 +48,59 @@ def judge(ledger: Ledger, stage: Stage) -> Fact | None:
 def is_early(ledger: Ledger, stage: Stage, child: Child) -> bool:
     """Whether pods of an attempt that is over still run: the one that knows why may be among them."""
     pods = ledger.seen.pods_of(stage, child.attempt)
-    return any(pod.is_live and pod.deleting_since is None for pod in pods) and not lingers(child, pods, ledger.now)
+    late = replacements(ledger, stage, child)
+    waits = any(pod.is_live and pod.deleting_since is None and pod not in late for pod in pods)
+    return waits and not lingers(child, pods, ledger.now)
+
+
+# -- Workers that are taken away --------------------------------------------------------------------------------------
+
+
+def replacements(ledger: Ledger, stage: Stage, child: Child) -> tuple[Pod, ...]:
+    """Workers that the training-operator has made in place of others: after a step of training, or after the end.
+
+    It makes a worker again that is gone before it has seen it go, and even then that the job has failed already. Such
+    a worker waits for the others to meet it, which they never do: nobody has to wait for it, and it knows nothing.
+    """
+    if child.kind != "PyTorchJob":
+        return ()
+    progress = ledger.run.status.progress
+    worked = progress.last_updated_time if progress and progress.step else None
+    times_known = [time for time in (child.ended_at, times.parse(worked) if worked else None) if time is not None]
+    pods = ledger.seen.pods_of(stage, child.attempt)
+    return tuple(pod for pod in pods if pod.created is not None and any(pod.created > time for time in times_known))
+
+
+def broken_by(ledger: Ledger, stage: Stage, child: Child) -> str | None:
+    """Why an attempt is over whose child does not say so: one of several workers was replaced; None when none was."""
+    late = replacements(ledger, stage, child)
+    pods = [pod for pod in ledger.seen.pods_of(stage, child.attempt) if pod.deleting_since is None]
+    if child.state == "Queued" or child.is_deleting or not late or all(pod in late for pod in pods):
+        return None
+    return f"{late[0].name} was taken away and made again, and the others cannot go on with it"
+
+
+def was_taken_away(ledger: Ledger, stage: Stage, child: Child) -> bool:
+    """Whether a PyTorchJob failed because somebody ended its pods: a queue that suspends it, a drain, a person.
+
+    training-operator takes pods that are told to end for failed ones. What tells them apart: pods that failed by
+    themselves stay until their child is deleted, and all were there when training took a step.
+    """
+    if child.kind != "PyTorchJob":
+        return False
+    if is_worker_gone(ledger, stage, child):
+        return True
+    pods = ledger.seen.pods_of(stage, child.attempt)
+    failed = (pod for pod in pods if pod.end is not None and not failure.is_success(pod.end))
+    return all(pod.deleting_since is not None for pod in failed)
+
+
+def is_worker_gone(ledger: Ledger, stage: Stage, child: Child) -> bool:
+    """Whether a worker is gone that was there when training took a step: why the attempt failed is known then."""
+    late, progress = replacements(ledger, stage, child), ledger.run.status.progress
+    has_worked = progress is not None and bool(progress.step)
+    left = len(ledger.seen.pods_of(stage, child.attempt)) - len(late)
+    return child.kind == "PyTorchJob" and (has_worked or bool(late)) and left < pods_wanted(ledger.run, stage)
 
 
 # -- A good end -------------------------------------------------------------------------------------------------------
@@ -98,6 +148,9 @@ def without_result(ledger: Ledger, stage: Stage, child: Child) -> None:
     elif len(pods) < pods_wanted(ledger.run, stage):
         message = f"{child.name}: ended well, and no result is left; what it made is verified by the next attempt"
         ledger.end_attempt(stage, Reason.RESULT_LOST, message, counted=False)
+    elif any(pod.end is not None and not failure.is_success(pod.end) for pod in pods):
+        # one of several workers is a success to the training-operator, whatever became of the one with the result
+        end(ledger, stage, failure.classify(pods))
     else:
         message = f"{child.name}: ended with code 0 and without a manifest: its output is missing"
         ledger.fail(stage, Reason.OUTPUT_MISSING, message)
@@ -148,19 +201,9 @@ def verdict_of(ledger: Ledger, stage: Stage, child: Child) -> Verdict:
             message = f"shards {intervals.render(bad)} cannot be made; accepted: {states.max_failed_shards} missing"
             return Verdict(Effect.PERMANENT, Reason.SHARDS_FAILED, message)
     verdict = failure.classify(pods, says)
-    if verdict.reason is Reason.POD_FAILED and was_taken_away(child, pods):
+    if verdict.reason is Reason.POD_FAILED and was_taken_away(ledger, stage, child):
         return Verdict(Effect.UNCOUNTED, Reason.DISRUPTED, f"{child.name}: its pods were taken away; {verdict.message}")
     return verdict
-
-
-def was_taken_away(child: Child, pods: Sequence[Pod]) -> bool:
-    """Whether a PyTorchJob failed because somebody ended its pods, as a queue does that suspends it.
-
-    training-operator takes pods that are told to end for failed ones, when the job goes on before they are gone. What
-    tells them apart: pods that failed by themselves stay until their child is deleted.
-    """
-    failed = (pod for pod in pods if pod.end is not None and not failure.is_success(pod.end))
-    return child.kind == "PyTorchJob" and all(pod.deleting_since is not None for pod in failed)
 
 
 def end(ledger: Ledger, stage: Stage, verdict: Verdict) -> None:
@@ -207,6 +250,10 @@ def end_stale(ledger: Ledger, stage: Stage, verdict: Verdict) -> None:
 
 def keep_on(ledger: Ledger, stage: Stage, child: Child) -> None:
     """Write down how far an attempt is that goes on, if it may."""
+    broken = broken_by(ledger, stage, child)
+    if broken is not None:
+        ledger.end_attempt(stage, Reason.DISRUPTED, broken, counted=False)
+        return
     if child.state == "Queued":
         # its pods are gone, and with them the heartbeat that a deadline could wait for
         ledger.change(progress=None)

@@ -23,6 +23,15 @@ def count(text: str) -> int:
     return total
 
 
+def shorten(text: str, most: int) -> str:
+    """A set in at most so many characters: `0,2,4,… (5000 in all)` where it is longer. For people, not for `parse`."""
+    if len(text) <= most:
+        return text
+    tail = f"… ({count(text)} in all)"
+    begin, comma, _ = text[: most - len(tail)].rpartition(",")
+    return f"{begin}{comma}{tail}"
+
+
 def render(numbers: Iterable[int]) -> str:
     """Numbers as intervals."""
     parts: list[list[int]] = []

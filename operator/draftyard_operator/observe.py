@@ -92,6 +92,7 @@ class Pod:
     node: str = ""
     ip: str = ""
     is_ready: bool = False
+    created: datetime | None = None
     deleting_since: datetime | None = None
     problem: Problem | None = None
     end: End | None = None
@@ -254,6 +255,7 @@ def read_pod(found: Mapping[str, Json]) -> Pod | None:
         node=found.get("spec", {}).get("nodeName", ""),
         ip=status.get("podIP", ""),
         is_ready=is_true(status, "Ready"),
+        created=read_time(metadata.get("creationTimestamp")),
         deleting_since=read_time(metadata.get("deletionTimestamp")),
         problem=read_problem(status, container),
         end=read_end(status, container),

@@ -20,6 +20,8 @@ TOLD_AGAIN = timedelta(minutes=10)
 """What goes on is told at least so often: a client of Kubernetes tells the same thing every 5 minutes."""
 NEWNESS = re.compile(r'^Error creating: (pods "[^"]*" is forbidden: )?')
 """What differs from one try to the next, since each pod has another name."""
+UNKNOWN_KIND = ("cannot find RESTMapping", "no matches for kind")
+"""How admission says that it does not know the kind of an owner, as for seconds after the kind was defined."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,15 @@ def explain(error: ApiError) -> Problem:
     if is_right_missing(error):
         return Problem(Reason.FORBIDDEN, f"the operator may not {error.request}: {text}")
     reason = reason_of(text)
+    if reason is Reason.PENDING:
+        return Problem(reason, f"{error.request}: {text}; tried again, since a kind is known a while after it is made")
     return Problem(reason, f"{error.request}: {text}" if reason is Reason.CHILD_REJECTED else text)
 
 
 def reason_of(text: str) -> Reason:
-    """Which admission has refused an object; all but RBAC."""
+    """Which admission has refused an object; all but RBAC. Pending where it will not do so for long."""
+    if any(words in text for words in UNKNOWN_KIND):
+        return Reason.PENDING
     if "exceeded quota" in text or "failed quota" in text:
         return Reason.QUOTA_EXCEEDED
     return Reason.POD_SECURITY_VIOLATION if "violates PodSecurity" in text else Reason.CHILD_REJECTED
@@ -102,6 +108,8 @@ def of_pods(events: Iterable[Mapping[str, Json]], stage: Stage, now: datetime) -
         return None
     text = NEWNESS.sub("", max(fresh, key=lambda one: one[0])[1].get("message", ""))
     reason = reason_of(text)
+    if reason is Reason.PENDING:
+        return Problem(reason, f"its pods cannot be made yet: {text}; its controller tries again")
     todo = "raise the quota, or ask for less" if reason is Reason.QUOTA_EXCEEDED else "change what is asked for"
     return Problem(reason, f"its pods cannot be made: {text}; {todo} in {stage}.pod")
 

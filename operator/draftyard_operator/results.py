@@ -18,7 +18,7 @@ from draftyard_api.status import (
     Resolved,
 )
 from draftyard_operator import intervals, times
-from draftyard_operator.ledger import Ledger
+from draftyard_operator.ledger import MAX_MESSAGE, Ledger
 from draftyard_operator.observe import Child, Pod
 from draftyard_operator.run import claim_name
 
@@ -91,6 +91,9 @@ def keep_result(ledger: Ledger, result: StageResult) -> None:
                 published=True, uri=uri, manifest_sha256=result.manifest_sha256, serve=serve_lines(ledger, uri)
             )
         )
+    stored = ledger.status.hidden_states
+    if stored is not None and result.states_reclaimed is not None:
+        ledger.change(hidden_states=stored.model_copy(update={"reclaimed": result.states_reclaimed}))
 
 
 def keep_acceptance(ledger: Ledger, found: Acceptance) -> None:
@@ -148,7 +151,8 @@ def keep_saved(ledger: Ledger, reading: Progress | None) -> None:
 
 def keep_shards(ledger: Ledger, stage: Stage, child: Child) -> None:
     """Which shards are finished, and which are given up."""
-    ledger.change_stage(stage, completed_shards=child.completed[:1024], failed_shards=child.failed[:1024])
+    completed = intervals.shorten(child.completed, MAX_MESSAGE)
+    ledger.change_stage(stage, completed_shards=completed, failed_shards=child.failed)
 
 
 def keep_progress(ledger: Ledger, reading: Progress | None, child: Child) -> None:

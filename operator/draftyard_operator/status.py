@@ -9,8 +9,9 @@ from typing import Literal
 from draftyard_api.names import Stage
 from draftyard_api.reasons import Reason
 from draftyard_api.status import Condition, ConditionType, DraftTrainingStatus, Phase, StageStatus
+from draftyard_operator import intervals
 from draftyard_operator.deadlines import COUNTS, active_seconds, find
-from draftyard_operator.ledger import Ledger, cut
+from draftyard_operator.ledger import MAX_MESSAGE, Ledger, cut
 
 Truth = Literal["True", "False", "Unknown"]
 
@@ -235,7 +236,14 @@ def shard_events(before: DraftTrainingStatus, after: DraftTrainingStatus) -> Ite
     known = {one.name: one.failed_shards or "" for one in before.stages or ()}
     for now in after.stages or ():
         if now.failed_shards and now.failed_shards != known.get(now.name, ""):
-            yield Event("ShardFailed", f"{now.name} a{now.attempt}: shards {now.failed_shards} are given up", True)
+            yield Event(
+                "ShardFailed", f"{now.name} a{now.attempt}: shards {shown(now.failed_shards)} are given up", True
+            )
+
+
+def shown(shards: str) -> str:
+    """As many shards as fit into an event."""
+    return intervals.shorten(shards, MAX_MESSAGE - 100)
 
 
 def plan_events(before: DraftTrainingStatus, after: DraftTrainingStatus) -> Iterator[Event]:

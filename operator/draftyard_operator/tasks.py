@@ -61,7 +61,7 @@ def task(run: Run, status: DraftTrainingStatus, stage: Stage) -> BaseTask:
         case Stage.TRAIN:
             made = plan.train_task(identity, spec, here, prepared, states(spec, status))
         case _:
-            made = plan.evaluate_task(identity, spec, here, prepared)
+            made = plan.evaluate_task(identity, spec, here, prepared, states(spec, status))
     return made.model_copy(update={"attempt": attempt})
 
 
@@ -84,7 +84,9 @@ def states(spec: DraftTrainingSpec, status: DraftTrainingStatus) -> StoredStates
     assert stored is not None
     assert stored.key is not None
     assert spec.hidden_states.shards is not None
-    made = intervals.parse(stage_of(status, Stage.GENERATE).completed_shards or "")
+    # a stage that is done has made or given up each of them; those that it made may be too many to be listed
+    given_up = set(intervals.parse(stage_of(status, Stage.GENERATE).failed_shards or ""))
+    made = tuple(shard for shard in range(spec.hidden_states.shards) if shard not in given_up)
     return StoredStatesRef(key=stored.key, shards=made, num_shards=spec.hidden_states.shards)
 
 

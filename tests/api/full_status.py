@@ -58,7 +58,7 @@ FULL_STATUS = {
         "length": "2.71", "perPosition": ["0.78", "0.55", "0.38"], "draftTokens": 3, "prompts": 256,
         "source": "Simulated",
     },
-    "hiddenStates": {"key": "9a3c", "bytes": 2790112000000, "argmaxAgreement": "0.994"},
+    "hiddenStates": {"key": "9a3c", "bytes": 2790112000000, "argmaxAgreement": "0.994", "reclaimed": False},
     "export": {
         "published": True, "uri": "pvc://scratch/export/r2", "manifestSHA256": "ab",
         "serve": {"vllm": "vllm serve ...", "sglang": "python -m sglang.launch_server ..."},

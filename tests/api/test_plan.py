@@ -14,7 +14,7 @@ from draftyard_api.names import Stage
 from draftyard_api.plan import Place, RunIdentity
 from draftyard_api.progress import Counts, Prepared
 from draftyard_api.spec import DraftTrainingSpec
-from draftyard_api.task import StoredStatesRef
+from draftyard_api.task import CacheRef, StoredStatesRef
 
 RUN = RunIdentity("llama31-8b-r1", "uid-1")
 CLAIMS = {"models": Path("/mnt/models"), "data": Path("/mnt/data")}
@@ -224,9 +224,20 @@ def test_train_online_reads_no_states():
 
 
 def test_evaluate():
-    task = plan.evaluate_task(RUN, spec(evaluate={"maxPrompts": 9}), PLACE, prepared())
+    task = plan.evaluate_task(RUN, spec(evaluate={"maxPrompts": 9}), PLACE, prepared(), STATES)
     assert (task.evaluate.max_prompts, task.fingerprint, task.prepared) == (9, "sha256:f1", "p1")
     assert task.target.model == "file:///mnt/models/llama"
+
+
+@pytest.mark.parametrize("evaluate", [None, {}], ids=["train publishes", "evaluate publishes"])
+@pytest.mark.parametrize("reclaim", ["Delete", "Retain"])
+def test_the_stage_that_publishes_removes_states_that_shall_go(reclaim, evaluate):
+    given = spec(hiddenStates={"reclaim": reclaim}, **({} if evaluate is None else {"evaluate": evaluate}))
+    told = CacheRef(key=STATES.key, num_shards=STATES.num_shards) if reclaim == "Delete" else None
+    train = plan.train_task(RUN, given, PLACE, prepared(), STATES)
+    assert train.reclaims == (told if evaluate is None else None)
+    if evaluate is not None:
+        assert plan.evaluate_task(RUN, given, PLACE, prepared(), STATES).reclaims == told
 
 
 @pytest.mark.parametrize(

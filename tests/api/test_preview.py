@@ -99,6 +99,36 @@ def test_a_plan_reads_well_in_a_terminal(world, capsys, monkeypatch, width):
     ]  # fmt: skip
 
 
+LIMIT = {"resources": {"limits": {"memory": "4Gi"}}}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "path"),
+    [
+        pytest.param({}, None, id="no limit is given"),
+        pytest.param({"train": {"pod": LIMIT}}, "train.pod", id="of training"),
+        pytest.param({"pod": LIMIT}, "pod", id="of all pods"),
+        pytest.param({"pod": LIMIT, "train": {"pod": {"resources": {"limits": {"memory": "8Gi"}}}}}, None, id="enough"),
+        pytest.param({"pod": LIMIT, "train": {"pod": {"resources": {"limits": {"cpu": 4}}}}}, None, id="taken back"),
+    ],
+)
+def test_a_limit_that_the_first_checkpoint_would_break_is_told(world, capsys, blocks, path):
+    """The draft of an 8B target has 400 million parameters, which take 4.5 GiB on their way to the workspace."""
+    assert preview.plan([str(write(world, **blocks))]) == ExitCode.OK
+    out, err = capsys.readouterr()
+    assert "memory: 5.47 GiB at the least in the pod of process 0 of train" in out
+    if path is None:
+        assert err == ""
+        return
+    assert err.startswith(f"warning: spec.{path}.resources.limits.memory: given 4.00 GiB; process 0 needs 5.47 GiB")
+    assert err.endswith("raise it to 6Gi or more\n")
+
+
+def test_each_process_of_a_node_counts(world, capsys):
+    preview.plan([str(write(world, train={"gpusPerNode": 8}))])
+    assert "memory: 12.47 GiB" in capsys.readouterr().out
+
+
 def test_the_plan_says_which_codecs_fit(world, capsys, monkeypatch):
     assert preview.plan([str(write(world))]) == ExitCode.OK
     lines = capsys.readouterr().out.splitlines()

@@ -33,7 +33,7 @@ SPEC = DraftTrainingSpec.model_validate_json(
             "target": {"model": "org/name", "tokenSecretRef": {"name": "hf"}},
             "data": {"source": {"preset": {"name": "sharegpt"}}, "templateKwargs": {"enable_thinking": False}},
             "workspace": {"pvc": {"existingClaim": "scratch"}},
-            "hiddenStates": {"shards": 4},
+            "hiddenStates": {"shards": 4, "reclaim": "Delete"},
             "evaluate": {"minAcceptanceLength": 2.5},
             "tracking": {"reportTo": ["wandb"], "wandb": {"project": "p", "secretRef": {"name": "wandb"}}},
         }
@@ -43,7 +43,7 @@ TASKS: dict[str, tuple[task.BaseTask, type[task.BaseTask]]] = {
     "prepare": (plan.prepare_task(RUN, SPEC, PLACE, attempt=2), PrepareTask),
     "generate": (plan.generate_task(RUN, SPEC, PLACE, PREPARED, shard=3), GenerateTask),
     "train": (plan.train_task(RUN, SPEC, PLACE, PREPARED, STATES), TrainTask),
-    "evaluate": (plan.evaluate_task(RUN, SPEC, PLACE, PREPARED), EvaluateTask),
+    "evaluate": (plan.evaluate_task(RUN, SPEC, PLACE, PREPARED, STATES), EvaluateTask),
 }
 
 

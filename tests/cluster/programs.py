@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -104,6 +105,12 @@ class Programs:
             (fresh / "stamp").write_text(self.stamp)
             fresh.rename(self.folder)
 
+    def source_of(self, module: str) -> Path:
+        """The sources of one of its Go modules, fetched if they are not there. Raises subprocess.CalledProcessError."""
+        command = ["go", "mod", "download", "-json", module]
+        found = subprocess.run(command, cwd=self.sources, capture_output=True, text=True, check=True)
+        return Path(json.loads(found.stdout)["Dir"])
+
 
 KUBERNETES = tuple(Programs(version) for version in ("1.34.4", NEWEST))
 HELM = Programs("helm-4.3.1", ("helm.sh/helm/v4/cmd/helm",))
@@ -127,7 +134,8 @@ NETWORK = Programs(
     tuple(f"{_NETWORK}/{name}" for name in ("ipam/host-local", "main/bridge", "main/loopback", "meta/portmap")),
 )
 COREDNS = Programs("coredns-1.14.7", ("github.com/coredns/coredns",))
-TRAINING = Programs("training-operator-1.9.4", ("github.com/kubeflow/training-operator/cmd/training-operator.v1",))
+TRAINING_MODULE = "github.com/kubeflow/training-operator"
+TRAINING = Programs("training-operator-1.9.4", (f"{TRAINING_MODULE}/cmd/training-operator.v1",))
 KNOWN = {
     each.version: each for each in (*KUBERNETES, HELM, PROMTOOL, NODE, CONTAINERD, RUNC, NETWORK, COREDNS, TRAINING)
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import waiting
 import yaml
 from api_server import ApiServer
 
@@ -29,12 +29,8 @@ def path(namespace: str, name: str = "", part: str = "") -> str:
 
 
 def eventually(holds: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
-    """What a call returns once it returns something. Raises AssertionError when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"not so after {seconds} s"
-        time.sleep(0.1)
-    return found
+    """What a call returns once it returns something. Raises TimeoutError when it does not in time."""
+    return waiting.until(holds, seconds, "what a scene waits for")
 
 
 def owned_by(owner: Json) -> Json:

@@ -13,7 +13,6 @@ import yaml
 
 FOLDER = Path(__file__).parent
 KUBECONFIG = layout.FOLDER / "kubeconfig"
-MODULE = "github.com/kubeflow/training-operator"
 TRAINING_IMAGE = f"localhost/training-operator:{programs.TRAINING.version.rpartition('-')[2]}"
 READY_SECONDS = 180
 
@@ -76,9 +75,8 @@ def add_names() -> None:
 def add_training_operator() -> None:
     """The training-operator with the objects that its own sources have for it."""
     load_program(programs.TRAINING["training-operator.v1"], TRAINING_IMAGE)
-    where = ["go", "list", "-m", "-f", "{{.Dir}}", MODULE]
-    found = subprocess.run(where, cwd=programs.TRAINING.sources, capture_output=True, text=True, check=True)
-    objects = list(yaml.safe_load_all(kubectl("kustomize", f"{found.stdout.strip()}/manifests/overlays/standalone")))
+    sources = programs.TRAINING.source_of(programs.TRAINING_MODULE)
+    objects = list(yaml.safe_load_all(kubectl("kustomize", f"{sources}/manifests/overlays/standalone")))
     for made in objects:
         if made["kind"] == "Deployment":
             for container in made["spec"]["template"]["spec"]["containers"]:

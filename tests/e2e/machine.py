@@ -7,12 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import layout
+import waiting
 
 NEEDED = {"unshare": "util-linux", "ip": "iproute2", "nft": "nftables", "mount": "mount", "gcc": "gcc"}
 """Programs, and the Debian packages that bring them."""
@@ -104,12 +104,8 @@ def restart(program: str) -> None:
 
 
 def until(is_so: Callable[[], bool], seconds: float, what: str, every: float = 0.1) -> None:
-    """Wait until something is so. Raises TimeoutError that says what was waited for."""
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not there after {seconds:.0f} s; logs are in {layout.FOLDER}")
-        time.sleep(every)
+    """Wait until something is so. Raises TimeoutError that says what was waited for, and where to look."""
+    waiting.until(is_so, seconds, f"logs are in {layout.FOLDER}: {what}", every)
 
 
 def run(*command: str | Path) -> str:

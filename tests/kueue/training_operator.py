@@ -5,9 +5,7 @@ Its admission webhook is not asked: it would have to be reached by the name of a
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +16,8 @@ import trainings
 import yaml
 from api_server import ApiServer
 from control_plane import ControlPlane
-from programs import TRAINING
+from programs import TRAINING, TRAINING_MODULE
 
-MODULE = "github.com/kubeflow/training-operator"
 NAMESPACE = "kubeflow"
 SECRET = "training-operator-webhook-cert"  # noqa: S105  a name
 WEBHOOKS = "validator.training-operator.kubeflow.org"
@@ -28,16 +25,9 @@ MOUNT = Path("/tmp/k8s-webhook-server/serving-certs")  # noqa: S108  built into 
 """Where the program waits for its certificate to appear; it reads the one under TMPDIR."""
 
 
-def sources() -> Path:
-    """Its Go module, which has the definition of PyTorchJobs. Raises subprocess.CalledProcessError."""
-    command = ["go", "mod", "download", "-json", MODULE]
-    found = subprocess.run(command, cwd=TRAINING.sources, capture_output=True, text=True, check=True)
-    return Path(json.loads(found.stdout)["Dir"])
-
-
 def install(server: ApiServer) -> None:
     """Define PyTorchJobs, and make what the program looks for before it begins."""
-    file = sources() / "manifests" / "base" / "crds" / "kubeflow.org_pytorchjobs.yaml"
+    file = TRAINING.source_of(TRAINING_MODULE) / "manifests" / "base" / "crds" / "kubeflow.org_pytorchjobs.yaml"
     server.post(trainings.DEFINITIONS, yaml.safe_load(file.read_text())).made()
     trainings.eventually(lambda: server.get("apis/kubeflow.org/v1/pytorchjobs").is_ok)
     server.post("api/v1/namespaces", {"metadata": {"name": NAMESPACE}}).made()

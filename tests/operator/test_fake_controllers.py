@@ -181,6 +181,34 @@ def test_one_failed_worker_ends_it_and_the_others_go_on(scene):
     assert scene.job(PYTORCH_JOB, "train") == before, "an end is kept"
 
 
+def test_a_worker_that_is_told_to_end_has_failed_though_it_still_runs(scene):
+    scene.fake.kubelet.on_term = lambda _: None
+    scene.add_pytorch_job(Worker=2)
+    scene.fake.api.delete(POD, HOME, "train-worker-0", {})
+    job = scene.job(PYTORCH_JOB, "train")
+    assert scene.conditions(PYTORCH_JOB, "train")["Failed"] == "PyTorchJobFailed"
+    assert job["status"]["replicaStatuses"] == {"Worker": {"active": 1, "failed": 1}}
+
+
+@pytest.mark.parametrize(("is_behind", "names"), [(False, 1), (True, 2)], ids=["in time", "a moment behind"])
+def test_what_is_gone_after_the_end_is_made_again_only_while_the_end_is_not_seen(scene, is_behind, names):
+    scene.add_pytorch_job(Worker=2)
+    scene.fake.training_operator.is_behind = is_behind
+    scene.fake.api.delete(POD, HOME, "train-worker-0", {})
+    assert len(scene.names()) == names
+    assert "Failed" in scene.conditions(PYTORCH_JOB, "train")
+
+
+def test_a_worker_that_is_gone_before_it_was_seen_to_end_is_made_again(scene):
+    scene.add_pytorch_job(Worker=2)
+    scene.fake.is_paused = True
+    scene.fake.api.delete(POD, HOME, "train-worker-0", {"gracePeriodSeconds": 0})
+    scene.fake.is_paused = False
+    scene.fake.settle()
+    assert scene.names() == ["train-worker-0", "train-worker-1"]
+    assert "Failed" not in scene.conditions(PYTORCH_JOB, "train")
+
+
 def test_suspending_it_removes_its_pods_and_resuming_makes_new_ones(scene):
     scene.add_pytorch_job(Worker=2)
     uids = {pod["metadata"]["uid"] for pod in scene.pods()}

@@ -13,6 +13,7 @@ from draftyard_api.names import Stage
 from draftyard_api.reasons import Reason
 from draftyard_api.status import ConditionType as C
 from draftyard_api.status import Phase
+from draftyard_operator import intervals
 from draftyard_operator.refusals import ApiError, Request
 from draftyard_operator.testing.direct import Crash
 from draftyard_operator.testing.kinds import CLAIM, CONFIG_MAP, JOB, POD, PYTORCH_JOB
@@ -174,6 +175,38 @@ def test_f6_a_refused_child_is_told_and_goes_on_when_it_is_mended(code, kind, te
     world.cluster.refusals.clear()
     world.run_all()
     assert world.status.phase is Phase.SUCCEEDED
+
+
+UNKNOWN_KIND = (
+    "cannot set blockOwnerDeletion in this case because cannot find RESTMapping for APIVersion kubeflow.org/v1 "
+    'Kind PyTorchJob: no matches for kind "PyTorchJob" in version "kubeflow.org/v1"'
+)
+
+
+def test_f6_a_kind_that_was_defined_just_now_is_waited_for_and_nobody_is_called():
+    world = World()
+    world.cluster.refusals["create jobs.batch"] = refusal(403, "Forbidden", UNKNOWN_KIND)
+    for _ in range(5):
+        world.look()
+    assert (world.status.phase, world.reason(C.RUNNING), world.due) == (Phase.PENDING, Reason.PENDING, 1.0)
+    assert "cannot find RESTMapping" in world.status.message
+    assert world.condition(C.STALLED).status == "False"
+    assert not {"ChildRejected", "Pending"} & set(world.events)
+    world.cluster.refusals.clear()
+    world.run_all()
+    assert world.status.phase is Phase.SUCCEEDED
+
+
+def test_f6_pods_of_a_kind_that_was_defined_just_now_are_waited_for_and_nobody_is_called():
+    world = World(spec(), pytorch_jobs=True)
+    world.fake.pod_rules.append(lambda pod: UNKNOWN_KIND if "-train-" in pod["metadata"]["name"] else "")
+    world.at_stage(Stage.TRAIN)
+    assert (world.status.phase, world.reason(C.RUNNING)) == (Phase.PENDING, Reason.PENDING)
+    assert world.status.message.startswith("train a1: its pods cannot be made yet: cannot set blockOwnerDeletion")
+    assert not {"ChildRejected", "Pending"} & set(world.events)
+    world.fake.pod_rules.clear()
+    watch(world, 20)
+    assert (world.status.phase, world.stage(Stage.TRAIN).attempt) == (Phase.RUNNING, 1)
 
 
 NO_PODS = [
@@ -746,6 +779,30 @@ def test_f22_shards_that_may_be_missing_do_not_fail_the_run():
     assert world.stage(Stage.GENERATE).failed_shards == "1"
     assert "ShardFailed" in world.events
     assert json.loads(world.task(TRAIN_A1))["hiddenStates"]["shards"] == [0, 2, 3]
+
+
+def test_f22_training_gets_every_shard_though_they_are_too_many_to_be_shown():
+    """1,000 shards of which every third is missing: neither list fits into what is shown of the others."""
+    world = generating(shards=1000, maxFailedShards=1000)
+    pods = [pod for pod in world.fake.pods(NAMESPACE) if pod["metadata"]["name"].startswith(GENERATE_A1)]
+    failed = set(range(0, 1000, 3))
+    completed = set(range(1000)) - failed
+    ended = {"type": "Failed", "status": "True", "reason": "FailedIndexes", "lastTransitionTime": job_time(world)}
+    told = {"completedIndexes": intervals.render(completed), "failedIndexes": intervals.render(failed)}
+    world.fake.is_paused = True
+    for pod in pods:
+        world.fake.kubelet.end(NAMESPACE, pod["metadata"]["name"], well(Stage.GENERATE, pod))
+    world.fake.store.replace(JOB, world.job(GENERATE_A1) | {"status": told | {"conditions": [ended]}})
+    world.settle()
+    held = world.stage(Stage.GENERATE)
+    assert (held.state, len(held.completed_shards) <= 1024) == ("Succeeded", True)
+    assert held.completed_shards.endswith(",… (666 in all)")
+    assert len(held.failed_shards) > 1024
+    assert json.loads(world.task(TRAIN_A1))["hiddenStates"]["shards"] == sorted(completed)
+
+
+def job_time(world: World) -> str:
+    return world.now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def end_shards(world: World, bad: set[int], code: int = ExitCode.BAD_SHARD) -> None:

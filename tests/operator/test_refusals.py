@@ -19,6 +19,11 @@ def error(code: int, message: str, reason: str = "Forbidden") -> ApiError:
     return refusals.read_error(ASKED, code, json.dumps({"reason": reason, "message": message}))
 
 
+NEW_KIND = (
+    'pods "r1-train-a1-worker-0" is forbidden: cannot set blockOwnerDeletion in this case because cannot find '
+    'RESTMapping for APIVersion kubeflow.org/v1 Kind PyTorchJob: no matches for kind "PyTorchJob" in version '
+    '"kubeflow.org/v1"'
+)
 RBAC = 'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create resource "jobs" in API group "batch"'
 
 
@@ -31,6 +36,8 @@ RBAC = 'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create 
         (RBAC, Reason.FORBIDDEN),
         ('admission webhook "w" denied the request: User cannot', Reason.CHILD_REJECTED),
         ("ValidatingAdmissionPolicy 'p' denied request: no", Reason.CHILD_REJECTED),
+        (NEW_KIND, Reason.PENDING),
+        ('no matches for kind "PyTorchJob" in version "kubeflow.org/v1"', Reason.PENDING),
     ],
 )
 def test_why_something_was_refused(message, reason):
@@ -110,6 +117,11 @@ def event(message=f'Error creating: pods "r1-train-a1-x7k2p" is forbidden: {QUOT
             "Error creating: Internal error occurred: failed calling webhook", Reason.CHILD_REJECTED,
             "its pods cannot be made: Internal error occurred: failed calling webhook; change what is asked for in "
             "train.pod", id="a webhook that is away",
+        ),
+        pytest.param(
+            f"Error creating: {NEW_KIND}", Reason.PENDING,
+            f"its pods cannot be made yet: {NEW_KIND.partition('forbidden: ')[2]}; its controller tries again",
+            id="a kind that is new",
         ),
     ],
 )  # fmt: skip

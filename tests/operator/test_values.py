@@ -23,6 +23,32 @@ def test_intervals_say_the_same_numbers(numbers):
     assert intervals.count(text) == len(numbers)
 
 
+@pytest.mark.parametrize(
+    ("text", "most", "shown"),
+    [
+        ("0-9,12", 6, "0-9,12"),
+        ("", 6, ""),
+        ("0,2,4,6,8,10,12,14,16", 20, "0,2,4,6,… (9 in all)"),
+        ("100-199,300-399,500", 18, "… (201 in all)"),
+    ],
+)
+def test_a_set_that_is_cut_says_so_and_how_many_there_are(text, most, shown):
+    assert intervals.shorten(text, most) == shown
+    assert len(shown) <= most
+
+
+@given(st.sets(st.integers(0, 9999)), st.integers(40, 2000))
+def test_any_set_that_is_cut_begins_with_whole_intervals(numbers, most):
+    text = intervals.render(numbers)
+    shown = intervals.shorten(text, most)
+    assert len(shown) <= most
+    if shown != text:
+        begin, _, tail = shown.rpartition("…")
+        assert set(intervals.parse(begin.rstrip(","))) <= numbers
+        assert f",{text},".startswith(f",{begin}" if begin else "")
+        assert tail == f" ({len(numbers)} in all)"
+
+
 def test_intervals_are_written_as_kubernetes_writes_them():
     assert intervals.render([0, 1, 2, 9, 12, 13]) == "0-2,9,12-13"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from draftyard_trainer import checkpoint
 from draftyard_trainer.checkpoint import Found
 from draftyard_trainer.export import open_export
 from draftyard_trainer.fence import Fence
+from draftyard_trainer.hidden_states.codec import PackedSample
+from draftyard_trainer.hidden_states.source import OfflineSource, Reading
 from draftyard_trainer.reporting import Reporter
 from draftyard_trainer.storage import bucket as buckets
 from draftyard_trainer.storage import s3
@@ -35,6 +38,7 @@ FASTER = 40
 """Waits between tries, and what the store is away for, are so many times shorter than they are."""
 A_MINUTE = 60 / FASTER
 WORKSPACE = "team/workspace"
+Reads = Sequence[Future[PackedSample]]
 
 
 @pytest.fixture(scope="module")
@@ -51,25 +55,54 @@ def model(workshop: Workshop) -> bytes:
 
 
 class Outage(Reporter):
-    """The store goes away while one step is reported, when the checkpoint before it has been written."""
+    """The store goes away while one step is reported, when the checkpoint before it has been written.
 
-    def __init__(self, store: S3Store, proxy: Proxy, step: int, seconds: float) -> None:
+    It is away for some time, which begins when `steps` more steps were taken without it, from `reads` that had ended.
+    """
+
+    def __init__(
+        self, store: S3Store, proxy: Proxy, step: int, seconds: float, steps: int = 0, reads: Reads = ()
+    ) -> None:
         super().__init__(Stage.TRAIN)
         self.store = store
         self.proxy = proxy
         self.step = step
         self.seconds = seconds
+        self.steps = steps
+        self.reads = reads
         self.steps_meanwhile = 0
 
     def update(self, **fields: int | str | None) -> None:
         super().update(**fields)
-        self.steps_meanwhile += int("step" in fields and self.proxy.gone.is_set())
+        if "step" in fields and self.proxy.gone.is_set():
+            self.steps_meanwhile += 1
+            if self.steps_meanwhile == self.steps:
+                self.proxy.leave(self.seconds)
         if fields.get("step") == self.step and not self.proxy.refused:
             deadline = time.monotonic() + 60
             while not checkpoint.steps_of(self.store, "tiny"):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            self.proxy.leave(self.seconds)
+            if self.steps:
+                assert not wait(self.reads, timeout=60).not_done
+                self.proxy.gone.set()
+            else:
+                self.proxy.leave(self.seconds)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    """Every record that is read ahead."""
+    found: list[Future[PackedSample]] = []
+    begin = OfflineSource._begin
+
+    def remember(source: OfflineSource, doc_id: int, threads: ThreadPoolExecutor) -> Reading:
+        reading = begin(source, doc_id, threads)
+        found.append(reading.packed)
+        return reading
+
+    monkeypatch.setattr(OfflineSource, "_begin", remember)
+    return found
 
 
 @pytest.fixture
@@ -88,17 +121,19 @@ def task(
     proxy.gone.clear()
 
 
-@pytest.mark.parametrize("step", [6, 18], ids=["between two checkpoints", "where an epoch ends"])
+@pytest.mark.parametrize(
+    ("step", "steps"), [(6, 2), (18, 0)], ids=["two steps before a checkpoint", "where an epoch ends"]
+)
 def test_a_minute_without_the_store_costs_time_and_nothing_else(
-    task: TrainTask, store: S3Store, proxy: Proxy, model: bytes, step: int
+    task: TrainTask, store: S3Store, proxy: Proxy, model: bytes, reads: Reads, *, step: int, steps: int
 ) -> None:
-    outage = Outage(store, proxy, step, A_MINUTE)
+    """What was read ahead is trained on meanwhile: the store comes back when the steps to the checkpoint are taken."""
+    outage = Outage(store, proxy, step, A_MINUTE, steps, reads)
     result = train(task, outage)
     assert result.exit_code == ExitCode.OK
     assert proxy.refused > 2
     assert store.read(f"{export_path('tiny')}/model.safetensors") == model
-    if step == 6:
-        assert outage.steps_meanwhile > 0, "what was read ahead is trained on meanwhile"
+    assert outage.steps_meanwhile >= steps
 
 
 def test_a_store_that_stays_away_ends_the_training_and_the_next_one_ends_alike(

@@ -83,6 +83,17 @@ def test_a_second_run_does_nothing_twice(world, capsys):
     assert {path: path.stat().st_mtime_ns for path in workspace.rglob("*.safetensors")} == before
 
 
+def test_states_that_shall_go_are_gone_once_the_draft_is_published(world, capsys):
+    workspace = world / "workspace"
+    file = write_run(world, hiddenStates={"codec": "none", "reclaim": "Delete"})
+    assert local.run(file, workspace, {}) == ExitCode.OK
+    assert published(workspace).exists()
+    assert [path for path in (workspace / "hidden-states").rglob("*") if path.is_file()] == []
+    assert json.loads((workspace / "runs/tiny/evaluate" / RESULT_FILE).read_text())["statesReclaimed"] is True
+    assert local.run(file, workspace, {}) == ExitCode.OK
+    assert "already trained draft:" in capsys.readouterr().out
+
+
 def test_five_mistakes_give_five_errors_at_once(world, capsys):
     file = write_run(world)
     document = yaml.safe_load(file.read_text())
@@ -257,10 +268,9 @@ def test_further_nodes_are_refused_before_anything_starts(world, capsys):
 
 
 def test_what_has_no_effect_is_said(world):
-    states = {"codec": "none", "reclaim": "Delete"}
-    file = write_run(world, tracking={"reportTo": ["tensorboard"]}, hiddenStates=states)
+    file = write_run(world, tracking={"reportTo": ["tensorboard"]})
     told = local.without_effect(local.open_run(file, world / "w", {}, local.Console(stderr=True)).spec)
-    assert [line.partition(":")[0] for line in told] == ["spec.tracking.reportTo", "spec.hiddenStates.reclaim"]
+    assert [line.partition(":")[0] for line in told] == ["spec.tracking.reportTo"]
     plain = local.open_run(write_run(world), world / "w", {}, local.Console(stderr=True))
     assert local.without_effect(plain.spec) == []
 

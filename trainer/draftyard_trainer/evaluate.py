@@ -34,6 +34,7 @@ from draftyard_trainer.draft.files import read_draft
 from draftyard_trainer.draft.manifest import Evaluation, Seconds, Settings, TeacherForced
 from draftyard_trainer.draft.model import DraftModel
 from draftyard_trainer.export import ExportedDraft, open_export, publish
+from draftyard_trainer.hidden_states.reclaiming import reclaim
 from draftyard_trainer.reporting import Reporter
 from draftyard_trainer.storage.opening import open_store
 from draftyard_trainer.storage.store import Store
@@ -59,7 +60,7 @@ def evaluate(task: EvaluateTask, reporter: Reporter) -> StageResult:
         report = measure(store, task, exported, reporter)
         content = report.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode()
         store.publish(f"{export_path(task.run)}/{EVALUATION}", content)
-    return conclude(store, task, exported, report)
+    return reclaim(store, task, conclude(store, task, exported, report))
 
 
 def judged_as(task: EvaluateTask) -> Settings:

@@ -114,6 +114,11 @@ def peer_seconds() -> int:
     return int(given)
 
 
+def leads() -> bool:
+    """Whether this process will lead, before they have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def join() -> Iterator[World]:
     """The world that torchrun describes in the environment; alone without it."""

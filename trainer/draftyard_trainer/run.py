@@ -148,8 +148,6 @@ def without_effect(spec: DraftTrainingSpec) -> list[str]:
     lines = []
     if spec.tracking.report_to:
         lines.append(f"spec.tracking.reportTo: {', '.join(spec.tracking.report_to)}: not sent yet; see metrics.jsonl")
-    if spec.hidden_states and spec.hidden_states.reclaim == "Delete":
-        lines.append("spec.hiddenStates.reclaim: Delete: not done yet; the states stay in the workspace")
     return lines
 
 
@@ -185,7 +183,7 @@ def run_stages(local: LocalRun) -> None:
             states = StoredStatesRef(key=stored.key, shards=tuple(range(shards)), num_shards=shards)
     execute(local, "train", plan.train_task(identity, spec, place, prepared, states))
     if Stage.EVALUATE in plan.stages(spec):
-        execute(local, "evaluate", plan.evaluate_task(identity, spec, place, prepared))
+        execute(local, "evaluate", plan.evaluate_task(identity, spec, place, prepared, states))
 
 
 def require_room(local: LocalRun, prepared: Prepared) -> None:

@@ -25,6 +25,7 @@ from draftyard_trainer.draft.config import derive
 from draftyard_trainer.draft.model import DraftModel
 from draftyard_trainer.fence import Fence
 from draftyard_trainer.hidden_states.opening import open_source
+from draftyard_trainer.hidden_states.reclaiming import reclaim
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.hidden_states.source import Source
 from draftyard_trainer.journal import Journal, journal_line
@@ -52,7 +53,7 @@ def train(task: TrainTask, reporter: Reporter) -> StageResult:
     store = open_store(task.workspace, task.workspace_s3)
     finished = exporting.find_finished(store, task)
     if finished is not None:
-        return finished
+        return reclaim(store, task, finished) if parallel.leads() else finished
     if task.draft.init_from is not None:
         message = f"draft.initFrom: given {task.draft.init_from}; this version starts from random weights: remove it"
         raise Failure(ExitCode.UNSUPPORTED, Reason.TARGET_UNSUPPORTED, message)
@@ -63,7 +64,7 @@ def train(task: TrainTask, reporter: Reporter) -> StageResult:
         run = Run(task, store, fence, reporter, dataset, build_trainer(task, dataset, source, world))
         run.resume()
         run.to_the_end()
-        result = run.export() if world.leads else StageResult(stage=Stage.TRAIN)
+        result = reclaim(store, task, run.export()) if world.leads else StageResult(stage=Stage.TRAIN)
         world.barrier()
     return result
 
@@ -156,8 +157,7 @@ class Run:
         if found is not None and unscored and self._is_due() and self.judges:
             self._save(scores=True)
         self.reporter.begin("training", "steps", self.state.total_steps, done=self.state.step)
-        self.reporter.update(resumed_from_step=self.resumed_from)
-        self._tell_saved()
+        self.reporter.update(resumed_from_step=self.resumed_from, **self._saved())
 
     def _find(self) -> Found | None:
         """The checkpoint that the leading process chooses.
@@ -216,7 +216,7 @@ class Run:
         """Let the leading process end its write. Raises, in all of them alike, what went wrong with it."""
         if self.saver is not None:
             self.saver.wait()
-        self._tell_saved()
+        self.reporter.update(**self._saved())
         self._is_stopped()
 
     def _is_due(self) -> bool:
@@ -247,9 +247,8 @@ class Run:
         self.reporter.update(
             done=self.state.step, step=self.state.step, total_steps=self.state.total_steps, loss=loss,
             epoch=f"{step.epochs_done:.2f}", tokens_per_second=f"{rate:.0f}", skipped_steps=optimizer.skipped,
-            loss_spikes=self.saver.journal.spikes if self.saver else None,
+            loss_spikes=self.saver.journal.spikes if self.saver else None, **self._saved(),
         )  # fmt: skip
-        self._tell_saved()
 
     def _save(self, scores: bool) -> None:
         """Score the draft, and begin to write a checkpoint once the one before is written."""
@@ -261,12 +260,12 @@ class Run:
         if self.saver is not None:
             self.saver.save(self.trainer.draft, self.trainer.optimizer, self.state)
 
-    def _tell_saved(self) -> None:
-        """Say which checkpoints there are."""
+    def _saved(self) -> dict[str, int | None]:
+        """Which checkpoints there are, as progress tells it; nothing before the first is written."""
         saved = self.saver.saved if self.saver is not None else None
-        if saved is not None:
-            best = saved.best
-            self.reporter.update(checkpoint_step=saved.step, best_step=best.step if best else None)
+        if saved is None:
+            return {}
+        return {"checkpoint_step": saved.step, "best_step": saved.best.step if saved.best else None}
 
     def export(self) -> StageResult:
         """Export the best checkpoint, and publish it when nobody judges it later."""

@@ -68,9 +68,10 @@ class FakeCluster:
         """Controllers and kubelet stand still, and catch up when it ends (`settle`)."""
         self.pod_rules: list[PodRule] = []
         """What refuses pods that controllers make: quotas and the like."""
+        self.training_operator = PyTorchJobController(self.store, self.collector, self.pod_rules)
         self._controllers: list[JobController | PyTorchJobController] = [
             JobController(self.store, self.collector, self.pod_rules),
-            PyTorchJobController(self.store, self.collector, self.pod_rules),
+            self.training_operator,
         ]
         self.followers: list[Follower] = [self.collector, *self._controllers, self.kubelet]
         self._changes: deque[Change] = deque()

@@ -1,6 +1,7 @@
 """The training-operator's PyTorchJob controller (v1.9.4), as far as this project relies on it.
 
-Without a Master, one worker that exits 0 is the success of all; with a Master, only it counts.
+Without a Master, one worker that exits 0 is the success of all; with a Master, only it counts. A running pod that is
+told to end has failed; one that is gone before it was seen to end is made again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class PyTorchJobController:
         self.store = store
         self.collector = collector
         self.maker = PodMaker(store, rules, "FailedCreatePod")
+        self.is_behind = False
+        """It does not see yet that it has ended a job, as for a moment after it did: what is gone is made again."""
 
     def see(self, change: Change) -> None:
         """Follow a change of a PyTorchJob or of one of its pods."""
@@ -46,7 +49,11 @@ class PyTorchJobController:
     def sync(self, job: Json) -> None:
         """One look at a PyTorchJob."""
         current = self.store.find(PYTORCH_JOB, job["metadata"]["namespace"], job["metadata"]["name"])
-        if current is None or is_leaving(current) or end_of(current):
+        if current is None or is_leaving(current):
+            return
+        if end_of(current):
+            if self.is_behind:
+                self._start_missing(current)
             return
         suspended = bool(current["spec"].get("runPolicy", {}).get("suspend"))
         found = owned(self.store, current, POD)
@@ -56,7 +63,7 @@ class PyTorchJobController:
                     self.collector.delete(POD, pod["metadata"]["namespace"], pod["metadata"]["name"], {})
         elif not any(pod["status"]["phase"] == "Failed" for pod in found):
             self._start_missing(current)
-        self._report(current, suspended=suspended)
+        self._report(current, found, suspended=suspended)
 
     def _start_missing(self, job: Json) -> None:
         for kind, replica in job["spec"]["pytorchReplicaSpecs"].items():
@@ -72,11 +79,12 @@ class PyTorchJobController:
                 spec = template["spec"] | {"restartPolicy": replica.get("restartPolicy", "Never")}
                 self.maker.make(job, name, template | {"spec": spec}, labels)
 
-    def _report(self, job: Json, *, suspended: bool) -> None:
+    def _report(self, job: Json, found: list[Json], *, suspended: bool) -> None:
+        """Tell how it stands: with the pods that were there at first, not with those that were made just now."""
         current = self.store.find(PYTORCH_JOB, job["metadata"]["namespace"], job["metadata"]["name"])
         if current is None or end_of(current):
             return
-        now, found = self.store.now(), owned(self.store, current, POD)
+        now = self.store.now()
         status = dict(current.get("status", {}))
         conditions = list(status.get("conditions", ()))
         for told in self._told(current, found, suspended=suspended):
@@ -101,14 +109,14 @@ class PyTorchJobController:
             told.append(pods.condition("Suspended", holds=suspended, time=now, reason=reason))
         if suspended:
             return told
-        failed = [pod for pod in found if pod["status"]["phase"] == "Failed"]
+        failed = [pod for pod in found if word_of(pod) == "failed"]
         deciding = [pod for pod in found if pod["metadata"]["labels"][REPLICA_TYPE] == "master"] or found
         if failed:
             why = f"PyTorchJob {name} is failed because {len(failed)} replica(s) failed."
             end = pods.condition("Failed", holds=True, time=now, reason="PyTorchJobFailed", message=why)
         elif any(pod["status"]["phase"] == "Succeeded" for pod in deciding):
             end = pods.condition("Succeeded", holds=True, time=now, reason="PyTorchJobSucceeded")
-        elif any(pod["status"]["phase"] == "Running" for pod in deciding):
+        elif any(word_of(pod) == "active" for pod in deciding):
             return [*told, pods.condition("Running", holds=True, time=now, reason="PyTorchJobRunning")]
         else:
             return told
@@ -127,6 +135,14 @@ def replica_statuses(found: list[Json]) -> Json:
     for pod in found:
         kind = pod["metadata"]["labels"][REPLICA_TYPE].capitalize()
         counts = statuses.setdefault(kind, {})
-        word = {"Succeeded": "succeeded", "Failed": "failed"}.get(pod["status"]["phase"], "active")
-        counts[word] = counts.get(word, 0) + 1
+        word = word_of(pod)
+        if word is not None:
+            counts[word] = counts.get(word, 0) + 1
     return statuses
+
+
+def word_of(pod: Json) -> str | None:
+    """How a pod counts: one that runs and is told to end has failed, and one that is still to start is nothing."""
+    if pod["status"]["phase"] == "Running":
+        return "failed" if is_leaving(pod) else "active"
+    return {"Succeeded": "succeeded", "Failed": "failed"}.get(pod["status"]["phase"])
