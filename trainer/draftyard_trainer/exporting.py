@@ -26,7 +26,7 @@ from draftyard_trainer.draft.manifest import (
     TextIdentity,
     VocabularyIdentity,
 )
-from draftyard_trainer.export import Evidence, export_draft, open_export, publish, target_facts
+from draftyard_trainer.export import LLAMA, Evidence, export_draft, open_export, publish, target_facts
 from draftyard_trainer.loop import Trainer
 from draftyard_trainer.loss import DECAY
 from draftyard_trainer.storage.store import Store
@@ -72,9 +72,12 @@ def export_best(store: Store, outcome: Outcome, trainer: Trainer) -> StageResult
     """Export the draft that the trainer holds, publish it if no evaluate stage decides, and keep the result."""
     task, draft = outcome.task, trainer.draft
     name = export_path(task.run)
-    facts = target_facts(draft.config, trainer.source.head.config, outcome.dataset.manifest.key, task.target.dtype)
+    head = trainer.source.head
+    facts = target_facts(draft.config, head.config, outcome.dataset.manifest.key, task.target.dtype)
     (sample,) = trainer.source.samples([probe_document(outcome.dataset)])
-    evidence = Evidence(facts, sample, trainer.source.head.embed, task.train.ttt_steps)
+    # a text model inside of a larger one has no class of its own
+    architectures = tuple(head.config.get("architectures") or LLAMA)
+    evidence = Evidence(facts, sample, head.embed, task.train.ttt_steps, architectures)
     sha256 = export_draft(store, name, draft, provenance(outcome), evidence)
     published = publish(store, task.run, task.target, outcome.trained.acceptance) if task.publishes else None
     result = StageResult(
