@@ -103,6 +103,25 @@ def inspect(arguments: Sequence[str]) -> int:
     return ExitCode.OK
 
 
+def convert(arguments: Sequence[str]) -> int:
+    """Read a draft of SpecForge, speculators or EAGLE, and write one that a run can start from."""
+    from draftyard_trainer import convert as converting  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(prog="draftyard convert", description=convert.__doc__)
+    parser.add_argument("source", metavar="SOURCE", help="a folder with *.safetensors, org/name, or s3://bucket/prefix")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; it must not exist")
+    parser.add_argument(
+        "--target", required=True, metavar="MODEL", help="the target that the draft is for: a folder, or org/name"
+    )
+    options = parser.parse_args(arguments)
+    folder = Path(options.target)
+    target = f"file://{folder.resolve()}" if folder.is_dir() else options.target
+    try:
+        return converting.convert(options.source, options.out, target, Console())
+    except Failure as failure:
+        return local.tell(Console(stderr=True), failure)
+
+
 def verify(arguments: Sequence[str]) -> int:
     """Read everything that is stored in a workspace, and compare it with what its manifests say."""
     from draftyard_trainer import verify as checking  # noqa: PLC0415
