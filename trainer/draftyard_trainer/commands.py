@@ -122,6 +122,35 @@ def convert(arguments: Sequence[str]) -> int:
         return local.tell(Console(stderr=True), failure)
 
 
+def export(arguments: Sequence[str]) -> int:
+    """Give a published draft away, with a model card: to a folder, a bucket, or a repository of the hub."""
+    from draftyard_trainer import pushing  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(prog="draftyard export", description=export.__doc__)
+    workspace_argument(parser)
+    parser.add_argument("--run", required=True, metavar="NAME", help="whose draft: `draftyard inspect` lists them")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="a folder to write it to")
+    parser.add_argument("--push", metavar="URI", help="hf://org/name (with HF_TOKEN), or s3://bucket/prefix")
+    parser.add_argument(
+        "--profile", default="portable", choices=pushing.FORMS, help="portable: both engines; speculators: vllm serve"
+    )
+    parser.add_argument("--private", action="store_true", help="make a new repository of the hub private")
+    parser.add_argument(
+        "--allow-unpublished", action="store_true", help="also one below its gate; its card says so"
+    )
+    parser.add_argument("--replace", action="store_true", help="put it in the place of another draft")
+    options = parser.parse_args(arguments)
+    wish = pushing.Wish(
+        options.run, options.to, options.push, options.profile, options.private, options.allow_unpublished,
+        options.replace,
+    )  # fmt: skip
+    console = Console(stderr=True)
+    try:
+        return pushing.export(opened(options.workspace), wish, console)
+    except Failure as failure:
+        return local.tell(console, failure)
+
+
 def verify(arguments: Sequence[str]) -> int:
     """Read everything that is stored in a workspace, and compare it with what its manifests say."""
     from draftyard_trainer import verify as checking  # noqa: PLC0415
