@@ -135,9 +135,7 @@ def export(arguments: Sequence[str]) -> int:
         "--profile", default="portable", choices=pushing.FORMS, help="portable: both engines; speculators: vllm serve"
     )
     parser.add_argument("--private", action="store_true", help="make a new repository of the hub private")
-    parser.add_argument(
-        "--allow-unpublished", action="store_true", help="also one below its gate; its card says so"
-    )
+    parser.add_argument("--allow-unpublished", action="store_true", help="also one below its gate; its card says so")
     parser.add_argument("--replace", action="store_true", help="put it in the place of another draft")
     options = parser.parse_args(arguments)
     wish = pushing.Wish(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from draftyard_trainer.storage.store import Store
 
 CARD, EVALUATION = "README.md", "evaluation.json"
 FORMS = ("portable", "speculators")
+TEXTS = (CARD, MANIFEST, CONFIG_FILE)
+"""Small files, whose contents tell whether anything changed."""
 T = TypeVar("T")
 OURS = (CARD, MANIFEST, CONFIG_FILE, WEIGHTS_FILE, EVALUATION)
 """Everything that a place may hold of a draft."""
@@ -62,7 +65,15 @@ class Export:
 class Place(Protocol):
     """Where a draft goes."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As people name it."""
+        ...
+
+    @property
+    def replaces_all(self) -> bool:
+        """Whether writing removes everything that was there."""
+        ...
 
     def files(self) -> set[str]:
         """Names of what is there."""
@@ -201,6 +212,7 @@ class FolderPlace:
     name: str
     store: Store
     folder: str
+    replaces_all: bool = True
 
     def files(self) -> set[str]:
         """Names of what is there."""
@@ -210,13 +222,11 @@ class FolderPlace:
         """One of them."""
         return self.store.read(f"{self.folder}/{file}")
 
-    def write(self, files: dict[str, Path], removed: set[str]) -> str:
-        """One object after another, the manifest last, and never half of it where there are folders."""
-        if removed:
-            self.store.delete(f"{self.folder}/{MANIFEST}")
+    def write(self, files: dict[str, Path], _removed: set[str]) -> str:
+        """A folder changes at one stroke; in a bucket the old manifest goes first, and the new one comes last."""
         with self.store.create_folder(self.folder) as staged:
             for name, path in files.items():
-                (staged / name).write_bytes(path.read_bytes())
+                shutil.copyfile(path, staged / name)
         return f"{self.store.uri}/{self.folder}"
 
 
@@ -226,6 +236,7 @@ class HubPlace:
 
     repository: HubRepository
     private: bool
+    replaces_all: bool = False
 
     @property
     def name(self) -> str:
@@ -264,17 +275,19 @@ def place_of(text: str, wish: Wish, hub: Callable[[str], HubRepository]) -> Plac
 def send(place: Place, files: dict[str, Path], wish: Wish, console: Console) -> None:
     """Write a draft to its place. Raises Failure(EXISTS) for a place that holds another one."""
     there = place.files()
+    others = sorted(there - set(OURS))
+    if others and place.replaces_all:
+        message = f"{place.name} holds other files, such as {others[0]}; accepted: a place of the draft's own"
+        raise Failure(ExitCode.EXISTS, Reason.OUTPUT_EXISTS, message)
     known = there & set(OURS)
-    if MANIFEST in there and is_same(place.read(MANIFEST), files[MANIFEST].read_bytes()):
-        if all(
-            file in there and place.read(file) == files[file].read_bytes() for file in (CARD, MANIFEST, CONFIG_FILE)
-        ):
+    if {MANIFEST, WEIGHTS_FILE} <= there and is_same(place.read(MANIFEST), files[MANIFEST].read_bytes()):
+        if all(name in there and place.read(name) == files[name].read_bytes() for name in TEXTS):
             console.print(f"{place.name}: it is there already; nothing was uploaded", highlight=False, soft_wrap=True)
             return
     elif there & {MANIFEST, CONFIG_FILE, WEIGHTS_FILE} and not wish.replace:
         message = (
-            f"{place.name} holds another draft; accepted: a place that is empty or holds this one, or --replace, which "
-            "puts this one in its stead"
+            f"{place.name} holds another draft, or a part of one; accepted: a place that is empty or holds this one, "
+            "or --replace, which puts this one in its stead"
         )
         raise Failure(ExitCode.EXISTS, Reason.OUTPUT_EXISTS, message)
     where = place.write(files, known - set(files))

@@ -263,9 +263,12 @@ class Run:
             }
         )
         rate = report.tokens / max(seconds, 1e-9)
-        if self.saver is not None and self.saver.add(
-            journal_line(step, self.state, report, seconds, self.task.draft_tokens)
-        ):
+        line = journal_line(step, self.state, report, seconds, self.task.draft_tokens)
+        if self.task.train.early_stop is not None:
+            delta = self.task.train.early_stop.min_delta
+            waited = early_stop.evaluations_without_improvement(self.state.scores, delta)
+            line["evaluationsWithoutImprovement"] = waited
+        if self.saver is not None and self.saver.add(line):
             print(f"step {self.state.step}: the loss, {loss}, is far above that of the steps before", file=sys.stderr)
         self.reporter.update(
             done=self.state.step, step=self.state.step, total_steps=self.state.total_steps, loss=loss,

@@ -108,6 +108,8 @@ def speculators() -> None:
         model.d2t.copy_(d2t)
         model.t2d.copy_(t2d)
         model.to(torch.bfloat16).save_pretrained(HERE / name)
+        # its own code, which nothing here runs
+        (HERE / name / "config.py").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
