@@ -81,7 +81,8 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             self.create(json.loads(body))
         elif path == "/api/validate-yaml":
-            self.json({"errors": [{"message": text} for text in self.hub.readme_errors], "warnings": []})
+            found = [{"message": text} for text in self.hub.readme_errors]
+            self.json({"errors": found, "warnings": []}, status=400 if found else 200)
         elif path.endswith("/info/lfs/objects/batch"):
             self.batch(json.loads(body))
         elif "/preupload/" in path:

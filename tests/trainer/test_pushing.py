@@ -69,13 +69,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 def push(store: LocalStore, hub: FakeHub | None = None, **wish) -> tuple[int, str]:
     """Export; returns the exit code, and what was said."""
-    console = Console(width=500, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    code = pushing.export(
-        store, Wish(RUN, **wish), console, lambda name: HubRepository(name, hub.endpoint if hub else None)
-    )
-    said = console.export_text()
-    console.file.close()
-    return code, said
+    console = Console(width=500)
+    with console.capture() as said:
+        code = pushing.export(
+            store, Wish(RUN, **wish), console, lambda name: HubRepository(name, hub.endpoint if hub else None)
+        )
+    return code, said.get()
 
 
 # -- A folder ---------------------------------------------------------------------------------
@@ -286,7 +285,7 @@ def test_a_token_that_may_not_write_is_said_and_never_shown(store, hub, monkeypa
 
 def test_a_card_that_the_hub_does_not_take_uploads_nothing(store, hub):
     hub.readme_errors = ["no such licence"]
-    with pytest.raises(Failure, match=r"the hub is out of reach|the hub answers"):
+    with pytest.raises(Failure, match="no such licence"):
         push(store, hub, push="hf://org/draft")
     assert hub.repositories["org/draft"].files == {}
 

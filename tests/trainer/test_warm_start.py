@@ -90,7 +90,7 @@ def test_a_warm_run_begins_at_the_loss_where_the_former_one_ended(workshop, form
     cold = sum(line["divergence"][0] for line in before[:4]) / 4
     warm = after[0]["divergence"][0]
     assert abs(warm - ended) < 0.2 * (cold - ended) + 0.02
-    assert result.trained.acceptance.length >= "1"
+    assert result.published
     draft = load_file(workshop.model(run))
     assert torch.equal(draft["d2t"], workshop.tensors("undisturbed")["d2t"])
     manifest = Manifest.model_validate_json(json.dumps(workshop.manifest(run)))
@@ -130,8 +130,7 @@ def test_a_copy_of_the_draft_that_is_broken_sends_the_run_back_to_prepare(worksh
     with pytest.raises(Failure, match="prepare has to run again") as caught:
         workshop.train(task_from(workshop, prepared, former, "broken", epochs=1))
     assert caught.value.code == ExitCode.STALE_INPUT
-    assert prepare_from(workshop, former) == prepared.model_copy(update={"free_bytes": prepare_from(
-        workshop, former).free_bytes})  # fmt: skip
+    assert prepare_from(workshop, former).fingerprint == prepared.fingerprint
     assert model.read_bytes() == content
 
 

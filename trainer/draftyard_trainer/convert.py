@@ -139,7 +139,10 @@ def name_of(source: str) -> str:
 
 def table(lines: list[Line]) -> Table:
     """What was found, for people."""
-    made = Table("", "found", "mapped to")
+    made = Table()
+    made.add_column("", no_wrap=True)
+    made.add_column("found")
+    made.add_column("mapped to")
     for line in lines:
         made.add_row(line.what, line.found, line.mapped)
     return made

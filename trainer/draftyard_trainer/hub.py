@@ -65,7 +65,14 @@ class HubRepository:
                 "write there, and check the name"
             )
             return Failure(ExitCode.DENIED, Reason.MODEL_ACCESS_DENIED, message)
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(self._token, "***")
+        if isinstance(error, ValueError) and status is None:
+            message = f"--push: given hf://{self.name}; {self._said(error)}"
+            return Failure(ExitCode.BAD_TASK, Reason.TASK_REJECTED, message)
         what = f"the hub answers {status}" if status else "the hub is out of reach"
-        message = f"--push: given hf://{self.name}; {what}: {said}"
+        message = f"--push: given hf://{self.name}; {what}: {self._said(error)}"
         return Failure(ExitCode.UNAVAILABLE, Reason.STORAGE_UNAVAILABLE, message)
+
+    def _said(self, error: Exception) -> str:
+        """The first lines of what went wrong, without the token."""
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return " ".join(lines[:3]).replace(self._token, "***")

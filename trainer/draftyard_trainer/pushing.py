@@ -222,7 +222,7 @@ class FolderPlace:
         """One of them."""
         return self.store.read(f"{self.folder}/{file}")
 
-    def write(self, files: dict[str, Path], _removed: set[str]) -> str:
+    def write(self, files: dict[str, Path], removed: set[str]) -> str:  # noqa: ARG002  the whole place changes
         """A folder changes at one stroke; in a bucket the old manifest goes first, and the new one comes last."""
         with self.store.create_folder(self.folder) as staged:
             for name, path in files.items():

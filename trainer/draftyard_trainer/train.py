@@ -57,8 +57,8 @@ def train(task: TrainTask, reporter: Reporter) -> StageResult:
     with parallel.join() as world:
         dataset = PreparedDataset.open_checked(store, task.prepared)
         source = open_source(store, task, dataset, world.device)
-        fence = Fence.take(store, task) if world.leads else None
         initial = warm_start.open_initial(store, task, dataset.manifest)
+        fence = Fence.take(store, task) if world.leads else None
         run = Run(task, store, fence, reporter, dataset, build_trainer(task, dataset, source, world, initial))
         run.resume()
         run.to_the_end()

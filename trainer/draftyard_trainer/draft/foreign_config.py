@@ -198,6 +198,8 @@ def flag_meaning(layout: str, config: Mapping[str, Any], made: DraftConfig) -> s
     profile = "eagle3.1" if made.fc_norm else "eagle3"
     if layout != "speculators" and config.get("norm_output") and not made.feed_normed_hidden:
         return f"profile {profile}: without fc_norm, norm_output is the norm before the head"
+    if layout != "speculators" and made.feed_normed_hidden:
+        return f"profile {profile}, as engines read both keys; SpecForge itself hands on the state un-normed"
     return f"profile {profile}"
 
 
