@@ -32,6 +32,8 @@ DEFAULT_DOCUMENTS = 70000
 LABELS_PER_TURN, TURNS = 2, 4
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: fp32 weights and both moments."""
+FORMS = 2
+"""Of an exported draft: the portable one, and that of the library speculators."""
 SECONDS_PER_SHARD = 600
 SAFE_SHARE = 0.95
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -107,7 +109,10 @@ def planned_bytes(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount) -
     states = hidden_state_bytes(spec, shape, amount)
     tokens = 4 * amount.tokens + 64 * amount.documents
     checkpoints = (spec.train.checkpoint.keep_last + 2) * BYTES_PER_PARAMETER * parameters
-    export = 2 * parameters
+    export = FORMS * 2 * parameters
+    if spec.draft.init_from is not None:
+        # prepare keeps a copy of the draft that a warm start begins as
+        tokens += 2 * parameters
     return PlannedBytes(
         prepare=tokens, hidden_states=states, checkpoints=checkpoints, export=export,
         needed=tokens + states + checkpoints + export,
