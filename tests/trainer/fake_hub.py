@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.body()
         self.begin()
         path = unquote(urlsplit(self.path).path)
         if not self.may():
@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
             self.error(404, "EntryNotFound")
 
     def do_PUT(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.body()
         self.begin()
         self.hub.stored[self.path.rpartition("/")[2]] = body
         self.answer(200, b"")
@@ -171,6 +171,17 @@ class Handler(BaseHTTPRequestHandler):
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324  as git names it
 
     # -- How it answers ---------------------------------------------------------------------------
+
+    def body(self) -> bytes:
+        """The body, also of a client that does not say its length."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def begin(self) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
