@@ -35,6 +35,8 @@ BYTES_PER_PARAMETER = 12
 """Of a checkpoint: fp32 weights and both moments. On its way to the workspace it lies in host memory once."""
 BYTES_PER_PROCESS = 2**30
 """Of host memory, for each process of training: Python, torch and a GPU's context take at least so much."""
+FORMS = 2
+"""Of an exported draft: the portable one, and that of the library speculators."""
 SECONDS_PER_SHARD = 600
 SAFE_SHARE = 0.95
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -110,7 +112,10 @@ def planned_bytes(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount) -
     states = hidden_state_bytes(spec, shape, amount)
     tokens = 4 * amount.tokens + 64 * amount.documents
     checkpoints = (spec.train.checkpoint.keep_last + 2) * BYTES_PER_PARAMETER * parameters
-    export = 2 * parameters
+    export = FORMS * 2 * parameters
+    if spec.draft.init_from is not None:
+        # prepare keeps a copy of the draft that a warm start begins as
+        tokens += 2 * parameters
     return PlannedBytes(
         prepare=tokens, hidden_states=states, checkpoints=checkpoints, export=export,
         needed=tokens + states + checkpoints + export,

@@ -28,7 +28,7 @@ FROZEN_TARGET = ("model", "revision", "dtype", "trustRemoteCode")
 FROZEN_HIDDEN_STATES = ("shards", "codec", "maxFailedShards")
 FROZEN_TRAIN = (
     "epochs", "tokensPerBatch", "rowTokens", "tttSteps", "unroll", "lossMaskAlignment", "objective", "outOfVocab",
-    "learningRate", "warmupRatio", "gradClip", "weightDecay", "seed",
+    "learningRate", "warmupRatio", "gradClip", "weightDecay", "seed", "earlyStop",
 )  # fmt: skip
 ADDED_LATER = {"train": {"unroll": "full"}}
 """Frozen fields that earlier versions did not have. At these values they are left out of the hash, so that what was
@@ -74,7 +74,7 @@ BLOCKS = (
     FrozenBlock("mode"),
     FrozenBlock("backend"),
     FrozenBlock("target", only=FROZEN_TARGET),
-    FrozenBlock("draft"),
+    FrozenBlock("draft", free=("s3",)),
     FrozenBlock("data", free=paths("source.s3", S3_ACCESS)),
     FrozenBlock("workspace", free=(*paths("pvc.claimTemplate", ("size", "reclaim")), *paths("s3", S3_ACCESS))),
     FrozenBlock("hiddenStates", only=FROZEN_HIDDEN_STATES),

@@ -62,7 +62,7 @@ ENV_SHARD = "JOB_COMPLETION_INDEX"
 
 S3_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 """What S3 wants to know: the keys of a Secret, and names in the environment."""
-S3_HOLDERS = {"workspace": "", "target": "TARGET_", "data": "DATA_"}
+S3_HOLDERS = {"workspace": "", "target": "TARGET_", "data": "DATA_", "draft": "DRAFT_"}
 """Before these names, since each location may have a Secret of its own; without one the plain names count."""
 
 ENV_CACHE = "DRAFTYARD_CACHE"

@@ -89,9 +89,12 @@ def frozen_sha256(spec: DraftTrainingSpec) -> str:
     return hashlib.sha256(canonical(fields).encode()).hexdigest()
 
 
-def fingerprint(frozen_sha256: str, target_commit: str, data_sha256: str, aux_layers: tuple[int, ...]) -> str:
-    """Identity of a result: the frozen fields and all that was resolved from them."""
+def fingerprint(
+    frozen_sha256: str, target_commit: str, data_sha256: str, aux_layers: tuple[int, ...], initial: str | None = None
+) -> str:
+    """Identity of a result: the frozen fields and all that was resolved from them, the draft to start from included."""
     resolved = {"frozen": frozen_sha256, "target": target_commit, "data": data_sha256, "auxLayers": list(aux_layers)}
+    resolved |= {} if initial is None else {"initialDraft": initial}
     return f"sha256:{hashlib.sha256(canonical(resolved).encode()).hexdigest()}"
 
 

@@ -203,6 +203,11 @@ RULES: tuple[Rule, ...] = (
         "given evalFraction 0 with evaluate; accepted: above 0 (evaluate needs held-out prompts), or no evaluate block",
         (), lambda spec: broken("evaluate" not in spec or spec["data"]["evalFraction"] > 0),
     ),
+    Rule(
+        "spec", "data.evalFraction", "!has(self.train.earlyStop) || self.data.evalFraction > 0.0",
+        "given evalFraction 0 with train.earlyStop; accepted: above 0 (it is decided by held-out documents), or no "
+        "earlyStop", (), lambda spec: broken("earlyStop" not in spec["train"] or spec["data"]["evalFraction"] > 0),
+    ),
     each_once("spec.tracking", "reportTo"),
     tracker_rule("wandb"),
     tracker_rule("swanlab"),

@@ -65,7 +65,9 @@ class Draft(Model):
     keep_tokens: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
     """Tokens that are always in the draft vocabulary."""
     init_from: Text | None = None
-    """A draft to start from; its draft vocabulary is kept."""
+    """A draft to start from: an export, or what `draftyard convert` made. Its vocabulary, heads and rope are kept."""
+    s3: S3Access | None = None
+    """How an `s3://` draft to start from is reached."""
 
 
 class Preset(Model):
@@ -205,6 +207,15 @@ class Checkpoint(Model):
     """Checkpoints that are kept, besides the best one."""
 
 
+class EarlyStop(Model):
+    """When training ends before its last epoch, for want of better acceptance. Never within the first epoch."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 5
+    """Evaluations in a row, one per checkpoint, without an improvement."""
+    min_delta: Annotated[float, Field(ge=0, le=16)] = 0.005
+    """What counts as an improvement of the simulated acceptance length: more than this."""
+
+
 class Train(Model):
     """How the draft is trained."""
 
@@ -238,6 +249,8 @@ class Train(Model):
     """AdamW's weight decay."""
     seed: Annotated[int, Field(ge=0, le=4294967295)] = 42
     """Decides the order of the samples and the first weights."""
+    early_stop: EarlyStop | None = None
+    """End early when acceptance no longer improves; without it all epochs are trained. The best checkpoint counts."""
     checkpoint: Checkpoint = Checkpoint()
     """When the state is saved."""
     pod: Pod = Pod()

@@ -18,13 +18,17 @@ FULL: Json = {
     "spec": {
         "mode": "Offline",
         "target": {"model": "org/name", "tokenSecretRef": {"name": "hf"}, "s3": {"region": "a"}},
-        "draft": {"auxLayers": [2, 16], "intermediateSize": 64, "keepTokens": ["a"], "initFrom": "org/draft"},
+        "draft": {
+            "auxLayers": [2, 16], "intermediateSize": 64, "keepTokens": ["a"], "initFrom": "org/draft",
+            "s3": {"region": "a"},
+        },
         "data": {"source": {"preset": {"name": "a"}}, "maxSamples": 9, "templateKwargs": {"a": 1}, "stopTokens": ["b"]},
         "workspace": {
             "pvc": {"claimTemplate": {"storageClassName": "a", "accessModes": ["ReadWriteMany"], "size": "1Gi"}}
         },
         "hiddenStates": {"shards": 9},
         "generate": {"gpusPerPod": 1},
+        "train": {"earlyStop": {}},
         "evaluate": {"minAcceptanceLength": 2, "gpusPerPod": 1},
         "tracking": {
             "reportTo": ["wandb", "swanlab", "mlflow"],

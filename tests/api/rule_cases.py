@@ -253,7 +253,14 @@ CASES = (
     online(
         "a warm start from a file", {"draft.initFrom": "file://x"}, f'spec.draft.initFrom: given "file://x"; {URI}'
     ),
-    online("a warm start from a bucket", {"draft.initFrom": "s3://drafts/r0/export"}),
+    online("a warm start from a bucket", {"draft.initFrom": "s3://drafts/r0/export", "draft.s3": {"region": "a"}}),
+    online("an early stop", {"train.earlyStop": {"patience": 3, "minDelta": 0.01}}),
+    online("an early stop with its defaults", {"train.earlyStop": {}}),
+    online(
+        "an early stop with nothing to judge by", {"train.earlyStop": {}, "data.evalFraction": 0},
+        "spec.data.evalFraction: given evalFraction 0 with train.earlyStop; accepted: above 0 (it is decided by held-out "
+        "documents), or no earlyStop",
+    ),
     online(
         "a file that is no file", {"data.source": {"file": {"uri": "s3://bucket/x"}}},
         'spec.data.source.file.uri: given "s3://bucket/x"; accepted: pvc://claim/path (file:// works in draftyard run only)',

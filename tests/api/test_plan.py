@@ -158,6 +158,8 @@ def test_a_fingerprint_is_of_all_that_was_resolved():
     assert len(prints) == 5
     assert all(re.fullmatch("sha256:[0-9a-f]{64}", found) for found in prints)
     assert plan.fingerprint("f", "c", "d", (2, 3)) in prints
+    assert plan.fingerprint("f", "c", "d", (2, 3), initial="e") not in prints
+    assert plan.fingerprint("f", "c", "d", (2, 3), initial=None) in prints
 
 
 # -- Tasks ------------------------------------------------------------------------------------------

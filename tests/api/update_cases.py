@@ -89,6 +89,7 @@ UPDATES = (
             ("lossMaskAlignment", "runtime", "specforge"), ("objective", "kl", "lk_alpha"),
             ("outOfVocab", "mask", "keep"), ("learningRate", 0.0001, 0.001), ("warmupRatio", 0.015, 0.1),
             ("gradClip", 0.5, 1), ("weightDecay", 0, 0.1), ("seed", 42, 7),
+            ("earlyStop", {"patience": 5}, {"patience": 6}), ("earlyStop", {}, GONE),
         )
     ),
     frozen_case("evaluate.minAcceptanceLength", 2.0, 1.5),
@@ -106,6 +107,7 @@ UPDATES = (
             "target.tensorParallel": 2, "generate.gpusPerPod": 2, "target.tokenSecretRef": {"name": "hf"},
             "tracking.reportTo": ["tensorboard"], "scheduling.queueName": "gpu", "train.gpusPerNode": 2,
             "workspace.pvc.claimTemplate": {"size": "300Gi", "reclaim": "Delete"}, "target.s3": BUCKET,
+            "draft.s3": BUCKET,
         },
     ),
     Update("how a bucket of data is reached may change", S3_DATA, {"data.source": {"s3": BUCKET | {"uri": "s3://corpora/chat"}}}),

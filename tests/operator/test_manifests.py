@@ -27,6 +27,7 @@ FULL = spec(
     },
     data={"source": {"s3": {"uri": "s3://corpora/chat", "credentialsSecretRef": {"name": "corpora"}}}},
     workspace={"s3": {"uri": "s3://models/draftyard", "credentialsSecretRef": {"name": "models"}}},
+    draft={"initFrom": "s3://drafts/r0", "s3": {"credentialsSecretRef": {"name": "drafts"}}},
     tracking={"reportTo": ["wandb"], "wandb": {"project": "drafts", "secretRef": {"name": "wandb"}}},
     scheduling={"queueName": "gpus", "workloadPriorityClass": "high", "priorityClassName": "training"},
     pod={"nodeSelector": {"pool": "a"}, "env": [{"name": "NCCL_DEBUG", "value": "WARN"}]},
@@ -131,6 +132,7 @@ def test_no_text_of_the_spec_reaches_a_shell_and_no_value_of_a_secret_is_known(s
     assert secrets["AWS_ACCESS_KEY_ID"] == {"secretKeyRef": {"name": "models", "key": "AWS_ACCESS_KEY_ID"}}
     assert secrets["AWS_SESSION_TOKEN"]["secretKeyRef"]["optional"] is True
     assert ("DATA_AWS_ACCESS_KEY_ID" in secrets) is (stage is Stage.PREPARE)
+    assert ("DRAFT_AWS_ACCESS_KEY_ID" in secrets) is (stage is Stage.PREPARE)
     assert ("WANDB_API_KEY" in secrets) is (stage is Stage.TRAIN)
 
 

@@ -55,13 +55,14 @@ def export(store, config=TINY, dtype="bfloat16", seed=0, fingerprint="f1") -> st
     return export_draft(store, NAME, draft, provenance, evidence(config, dtype))
 
 
-def test_an_export_is_three_files_with_a_manifest_that_names_the_others(store):
+def test_an_export_is_a_draft_in_two_forms_with_a_manifest_that_names_the_files(store):
     sha256 = export(store)
-    assert store.list(NAME) == [f"{NAME}/{file}" for file in (MANIFEST, "config.json", "model.safetensors")]
+    forms = ["config.json", "model.safetensors", "speculators/config.json", "speculators/model.safetensors"]
+    assert store.list(NAME) == [f"{NAME}/{file}" for file in (MANIFEST, *forms)]
     content = store.read(f"{NAME}/{MANIFEST}")
     manifest = Manifest.model_validate_json(content)
     assert sha256 == hashlib.sha256(content).hexdigest()
-    assert sorted(manifest.files) == ["config.json", "model.safetensors"]
+    assert sorted(manifest.files) == forms
     for file, expected in manifest.files.items():
         stored = store.read(f"{NAME}/{file}")
         assert (len(stored), hashlib.sha256(stored).hexdigest()) == (expected.bytes, expected.sha256)

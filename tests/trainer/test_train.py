@@ -352,15 +352,6 @@ def test_two_processes_go_on_at_the_same_checkpoint(workshop, undisturbed, tmp_p
 # -- Refusals ---------------------------------------------------------------------------------
 
 
-def test_a_warm_start_is_refused(workshop):
-    task = workshop.task("warm")
-    warm = task.model_copy(update={"draft": task.draft.model_copy(update={"init_from": "file:///other"})})
-    with pytest.raises(Failure, match=r"draft\.initFrom: given file:///other") as caught:
-        workshop.train(warm)
-    assert caught.value.code == ExitCode.UNSUPPORTED == 78
-    assert not workshop.path(train_path("warm")).exists()
-
-
 @pytest.mark.parametrize(
     ("field", "given", "changes"),
     [

@@ -103,6 +103,52 @@ def inspect(arguments: Sequence[str]) -> int:
     return ExitCode.OK
 
 
+def convert(arguments: Sequence[str]) -> int:
+    """Read a draft of SpecForge, speculators or EAGLE, and write one that a run can start from."""
+    from draftyard_trainer import convert as converting  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(prog="draftyard convert", description=convert.__doc__)
+    parser.add_argument("source", metavar="SOURCE", help="a folder with *.safetensors, org/name, or s3://bucket/prefix")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; it must not exist")
+    parser.add_argument(
+        "--target", required=True, metavar="MODEL", help="the target that the draft is for: a folder, or org/name"
+    )
+    options = parser.parse_args(arguments)
+    folder = Path(options.target)
+    target = f"file://{folder.resolve()}" if folder.is_dir() else options.target
+    try:
+        return converting.convert(options.source, options.out, target, Console())
+    except Failure as failure:
+        return local.tell(Console(stderr=True), failure)
+
+
+def export(arguments: Sequence[str]) -> int:
+    """Give a published draft away, with a model card: to a folder, a bucket, or a repository of the hub."""
+    from draftyard_trainer import pushing  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(prog="draftyard export", description=export.__doc__)
+    workspace_argument(parser)
+    parser.add_argument("--run", required=True, metavar="NAME", help="whose draft: `draftyard inspect` lists them")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="a folder to write it to")
+    parser.add_argument("--push", metavar="URI", help="hf://org/name (with HF_TOKEN), or s3://bucket/prefix")
+    parser.add_argument(
+        "--profile", default="portable", choices=pushing.FORMS, help="portable: both engines; speculators: vllm serve"
+    )
+    parser.add_argument("--private", action="store_true", help="make a new repository of the hub private")
+    parser.add_argument("--allow-unpublished", action="store_true", help="also one below its gate; its card says so")
+    parser.add_argument("--replace", action="store_true", help="put it in the place of another draft")
+    options = parser.parse_args(arguments)
+    wish = pushing.Wish(
+        options.run, options.to, options.push, options.profile, options.private, options.allow_unpublished,
+        options.replace,
+    )  # fmt: skip
+    console = Console(stderr=True)
+    try:
+        return pushing.export(opened(options.workspace), wish, console)
+    except Failure as failure:
+        return local.tell(console, failure)
+
+
 def verify(arguments: Sequence[str]) -> int:
     """Read everything that is stored in a workspace, and compare it with what its manifests say."""
     from draftyard_trainer import verify as checking  # noqa: PLC0415

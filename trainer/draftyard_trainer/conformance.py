@@ -113,6 +113,23 @@ def check(folder: Path, facts: TargetFacts, weights: WeightChecks) -> list[Findi
     return sorted(findings, key=lambda finding: finding.rule)
 
 
+def check_header(folder: Path, facts: TargetFacts) -> list[Finding]:
+    """What is wrong with the draft in `folder` as far as JSON and headers tell. Raises ValueError when it is none."""
+    files = read_files(folder)
+    found = ((rule, rule.check(Candidate(files, facts, NoWeights()))) for rule in RULES if not rule.reads_weights)
+    return [Finding(rule.number, rule.level, message) for rule, message in found if message is not None]
+
+
+class NoWeights:
+    """In the place of a probe, where there is nothing to compare with."""
+
+    def check_values(self, files: DraftFiles) -> str | None:
+        """Never asked."""
+        raise AssertionError(f"no weights of {files.folder} are checked")
+
+    check_logits = check_values
+
+
 def has_errors(findings: list[Finding]) -> bool:
     """Whether the export must be refused."""
     return any(finding.level is Level.E for finding in findings)

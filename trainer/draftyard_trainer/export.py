@@ -1,5 +1,8 @@
 """Export: a draft becomes the folder that SGLang and vLLM load, after every conformance rule has passed.
 
+The folder itself is the portable form, which both engines load as it is; in `speculators/` the same draft lies in the
+form of that library, for `vllm serve <folder>` without further flags.
+
 Files are written aside, checked, described in `MANIFEST.json`, and then appear by one rename: a draft that breaks a
 rule is never seen. `publish` comes later, from the stage that decides, and writes `PUBLISHED.json`.
 """
@@ -28,6 +31,7 @@ from draftyard_api.spec import Target
 from draftyard_trainer.conformance import RULES, Finding, check, has_errors
 from draftyard_trainer.conformance_rules import TargetFacts, TextHashes
 from draftyard_trainer.data.manifest import DataKey
+from draftyard_trainer.draft import speculators
 from draftyard_trainer.draft.config import DraftConfig
 from draftyard_trainer.draft.files import engine_config
 from draftyard_trainer.draft.header import CONFIG_FILE, WEIGHTS_FILE, read_files
@@ -51,6 +55,7 @@ ENGINES = {
     "eagle3.1": ("vLLM of mid 2026 or later", "SGLang of mid 2026 or later"),
 }
 """What each profile was checked with, or needs: older engines ignore the keys of eagle3.1, and compute otherwise."""
+LLAMA = ("LlamaForCausalLM",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +69,8 @@ class Evidence:
     """The target's, `[V, H]`."""
     ttt_steps: int
     """Steps of the probe: those of the training."""
+    target_architectures: tuple[str, ...] = LLAMA
+    """As the target's config names them."""
 
 
 def export_draft(store: Store, name: str, draft: DraftModel, provenance: Provenance, evidence: Evidence) -> str:
@@ -81,6 +88,7 @@ def export_draft(store: Store, name: str, draft: DraftModel, provenance: Provena
         findings = check(folder, facts, probe)
         # Leaving the block with an exception removes what was staged: nobody ever sees it.
         refuse_errors(findings)
+        write_speculators(folder, draft, facts.dtype, provenance.target.model, evidence.target_architectures)
         measured = ProbeResult(
             steps=len(probe.logits),
             # Measured again for the record: the rule itself only says that it holds.
@@ -127,6 +135,21 @@ def write_files(folder: Path, draft: DraftModel, dtype: str) -> None:
     # No embedding: it is no part of the state dict, and engines take the target's.
     tensors = {name: to_export(tensor, dtype) for name, tensor in draft.state_dict().items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def write_speculators(
+    folder: Path, draft: DraftModel, dtype: str, target: str, target_architectures: tuple[str, ...]
+) -> None:
+    """The second form, in its own folder below. Raises Failure(NOT_CONFORMANT) unless it is the portable draft."""
+    below = folder / speculators.FOLDER
+    below.mkdir()
+    config = speculators.speculators_config(draft.config, dtype, shell_path(target), target_architectures)
+    (below / CONFIG_FILE).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    tensors = {speculators.their_name(name): to_export(tensor, dtype) for name, tensor in draft.state_dict().items()}
+    save_file(tensors, below / WEIGHTS_FILE, metadata={"format": "pt"})
+    wrong = speculators.check_form(below, read_files(folder))
+    if wrong:
+        raise Failure(ExitCode.NOT_CONFORMANT, Reason.CONFORMANCE_FAILED, f"export: {'; '.join(wrong)}"[:1024])
 
 
 def to_export(tensor: Tensor, dtype: str) -> Tensor:
@@ -178,7 +201,11 @@ def describe(
         ),
         probe=probe,
         engines=facts.engines,
-        files={path.name: FileRecord.of(path) for path in sorted(folder.iterdir())},
+        files={
+            path.relative_to(folder).as_posix(): FileRecord.of(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
     )
     return manifest.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode()
 

@@ -26,7 +26,7 @@ from draftyard_trainer.draft.manifest import (
     TextIdentity,
     VocabularyIdentity,
 )
-from draftyard_trainer.export import Evidence, export_draft, open_export, publish, target_facts
+from draftyard_trainer.export import LLAMA, Evidence, export_draft, open_export, publish, target_facts
 from draftyard_trainer.loop import Trainer
 from draftyard_trainer.loss import DECAY
 from draftyard_trainer.storage.store import Store
@@ -47,6 +47,8 @@ class Outcome:
     """Commit or content hash of the target."""
     resumed_from: int | None = None
     """Step of the checkpoint at which the process went on that came to the end."""
+    stopped_early: str | None = None
+    """Why there were fewer steps than planned."""
 
 
 def find_finished(store: Store, task: TrainTask) -> StageResult | None:
@@ -72,14 +74,18 @@ def export_best(store: Store, outcome: Outcome, trainer: Trainer) -> StageResult
     """Export the draft that the trainer holds, publish it if no evaluate stage decides, and keep the result."""
     task, draft = outcome.task, trainer.draft
     name = export_path(task.run)
-    facts = target_facts(draft.config, trainer.source.head.config, outcome.dataset.manifest.key, task.target.dtype)
+    head = trainer.source.head
+    facts = target_facts(draft.config, head.config, outcome.dataset.manifest.key, task.target.dtype)
     (sample,) = trainer.source.samples([probe_document(outcome.dataset)])
-    evidence = Evidence(facts, sample, trainer.source.head.embed, task.train.ttt_steps)
+    # a text model inside of a larger one has no class of its own
+    architectures = tuple(head.config.get("architectures") or LLAMA)
+    evidence = Evidence(facts, sample, head.embed, task.train.ttt_steps, architectures)
     sha256 = export_draft(store, name, draft, provenance(outcome), evidence)
     published = publish(store, task.run, task.target, outcome.trained.acceptance) if task.publishes else None
+    exported = f"exported step {outcome.best.step} of {outcome.state.total_steps}"
     result = StageResult(
         stage=Stage.TRAIN,
-        message=f"exported step {outcome.best.step} of {outcome.state.total_steps}",
+        message="; ".join(filter(None, (exported, outcome.stopped_early))),
         manifest_sha256=sha256,
         bytes=sum(store.size(file) or 0 for file in store.list(name)),
         trained=outcome.trained,
@@ -119,6 +125,7 @@ def provenance(outcome: Outcome) -> Provenance:
             tokens=manifest.counts.train_tokens,
             on_policy=outcome.on_policy or None,
         ),
+        initial_draft=key.initial_draft,
         hidden_states_key=task.hidden_states.key if task.hidden_states else None,
         conventions=Conventions(
             alignment=train.loss_mask_alignment,
@@ -137,6 +144,7 @@ def provenance(outcome: Outcome) -> Provenance:
         schedule=Schedule(
             steps=outcome.state.step,
             epochs=train.epochs,
+            stopped_early=outcome.stopped_early,
             seed=train.seed,
             plan_hash=outcome.state.identity.plan_hash,
             optimizer=optimizer_numbers(train),

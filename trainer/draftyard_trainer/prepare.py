@@ -18,7 +18,7 @@ from draftyard_api.reasons import Reason
 from draftyard_api.spec import Data
 from draftyard_api.targets import TargetShape
 from draftyard_api.task import PrepareTask
-from draftyard_trainer import order, process
+from draftyard_trainer import order, process, warm_start
 from draftyard_trainer.data.admission import check_split, is_already_trained, resolve_aux_layers
 from draftyard_trainer.data.building import Recipe, build_documents, require_known_ids
 from draftyard_trainer.data.built_in import FORMATS, ChatFormat
@@ -35,6 +35,7 @@ from draftyard_trainer.reporting import Reporter
 from draftyard_trainer.storage.opening import open_store
 from draftyard_trainer.storage.store import Store
 from draftyard_trainer.target.location import TargetFiles, locate, require_one_gpu
+from draftyard_trainer.warm_start import InitialDraft
 
 LOG = logging.getLogger(__name__)
 LOW_COVERAGE = 0.97
@@ -49,6 +50,8 @@ class Inputs:
     key: DataKey
     recipe: Recipe
     bos_id: int | None
+    initial: InitialDraft | None = None
+    """The draft to start from."""
 
 
 def prepare(task: PrepareTask, reporter: Reporter) -> StageResult:
@@ -68,12 +71,17 @@ def prepare(task: PrepareTask, reporter: Reporter) -> StageResult:
         require_one_gpu(task.target, "with an evaluate block")
     # a CPU pod: tokenizer and config are a few MB, the weights may be hundreds of GB
     target = locate(task.target, weights=False)
-    aux_layers = resolve_aux_layers(task.draft.aux_layers, int(target.config["num_hidden_layers"]), task.target.model)
+    initial = warm_start.find(task, target)
+    wanted_layers = task.draft.aux_layers or (initial.config.aux_layers if initial else None)
+    aux_layers = resolve_aux_layers(wanted_layers, int(target.config["num_hidden_layers"]), task.target.model)
     data_sha256 = source.sha256()
-    fingerprint = plan.fingerprint(task.frozen_sha256, target.identity, data_sha256, aux_layers)
+    initial_sha256 = initial.sha256 if initial else None
+    fingerprint = plan.fingerprint(task.frozen_sha256, target.identity, data_sha256, aux_layers, initial_sha256)
     # decided before tokenising, on a CPU: a re-created object costs minutes, no GPU
     already_trained = is_already_trained(store, task, fingerprint)
-    inputs = read_inputs(task, target, source, data_sha256)
+    inputs = read_inputs(task, target, source, data_sha256, initial)
+    if initial is not None:
+        warm_start.require_fit(initial, task.draft, aux_layers, inputs.key.keep_ids)
     dataset = open_or_build(store, inputs, reporter)
     check_split(dataset.manifest.counts, task)
     prepared = Prepared(
@@ -103,7 +111,9 @@ def prepare(task: PrepareTask, reporter: Reporter) -> StageResult:
 # -- What is read first ---------------------------------------------------------------------
 
 
-def read_inputs(task: PrepareTask, target: TargetFiles, source: RowSource, data_sha256: str) -> Inputs:
+def read_inputs(
+    task: PrepareTask, target: TargetFiles, source: RowSource, data_sha256: str, initial: InitialDraft | None = None
+) -> Inputs:
     """Load the tokenizer, and collect everything that decides the documents. Raises Failure."""
     data, folder = task.data, target.path
     tokenizer = load_tokenizer(folder, task.target.model, task.target.trust_remote_code)
@@ -125,8 +135,9 @@ def read_inputs(task: PrepareTask, target: TargetFiles, source: RowSource, data_
         # `0.010` and `1e-2` are one fraction
         eval_fraction=repr(float(data.eval_fraction)),
         split_turns=data.split_turns,
-        vocab_size=task.draft.vocab_size,
+        vocab_size=len(initial.ids) if initial else task.draft.vocab_size,
         target_vocab_size=vocab_size,
+        initial_draft=initial.sha256 if initial else None,
     )
     rules = TokenRules(frozenset(stops), data.max_length)
     return Inputs(
@@ -134,6 +145,7 @@ def read_inputs(task: PrepareTask, target: TargetFiles, source: RowSource, data_
         key=key,
         recipe=Recipe(template, tokenizer.backend_tokenizer, rules, data.split_turns, data.eval_fraction),
         bos_id=tokenizer.bos_token_id if isinstance(tokenizer.bos_token_id, int) else None,
+        initial=initial,
     )
 
 
@@ -164,7 +176,8 @@ def open_or_build(store: Store, inputs: Inputs, reporter: Reporter) -> PreparedD
     # found: then it is as good as new, unless it was damaged since
     else:
         # a later stage may have sent us back, since it found them broken
-        if dataset.tokens_sha256() == dataset.manifest.tokens_sha256:
+        is_whole = dataset.tokens_sha256() == dataset.manifest.tokens_sha256
+        if is_whole and warm_start.is_kept(store, folder, inputs.key.initial_draft):
             return dataset
     build(store, inputs, reporter)
     return PreparedDataset.open(store, folder)
@@ -181,7 +194,11 @@ def build(store: Store, inputs: Inputs, reporter: Reporter) -> None:
             tally = build_documents(rows, inputs.recipe, writer, reporter)
         # inside of the block: a rejected data set leaves no folder
         tally.check()
-        vocabulary = choose_vocabulary(writer.train_counts, key)
+        if inputs.initial is None:
+            vocabulary = choose_vocabulary(writer.train_counts, key)
+        else:
+            vocabulary = inputs.initial.vocabulary(writer.train_counts)
+            inputs.initial.copy_to(staged)
         share = coverage(vocabulary, writer.train_counts)
         manifest = PreparedManifest(
             key=key,
@@ -194,8 +211,10 @@ def build(store: Store, inputs: Inputs, reporter: Reporter) -> None:
             tokens_sha256=writer.tokens_sha256(),
             files_sha256=writer.files_sha256(),
             vocabulary_sha256=writer.write_vocabulary(vocabulary),
-            bytes=sum(path.stat().st_size for path in staged.iterdir()),
-            warnings=warnings_about(vocabulary, share),
+            bytes=sum(path.stat().st_size for path in staged.rglob("*") if path.is_file()),
+            warnings=(
+                warnings_about_kept(key, vocabulary, share) if inputs.initial else warnings_about(vocabulary, share)
+            ),
         )
         (staged / MANIFEST).write_bytes(sealed(manifest))
     # once, when made; the manifest and the result keep them
@@ -241,6 +260,23 @@ def warnings_about(vocabulary: DraftVocabulary, share: float) -> tuple[str, ...]
         warnings.append(
             f"draft.vocabSize: {vocabulary.size} tokens cover {share:.1%} of the supervised ones, and the others are "
             f"never drafted; {LOW_COVERAGE:.0%} or more is usual: use a larger draft.vocabSize"
+        )
+    return tuple(warnings)
+
+
+def warnings_about_kept(key: DataKey, vocabulary: DraftVocabulary, share: float) -> tuple[str, ...]:
+    """The same of a vocabulary that came with the draft to start from."""
+    warnings = []
+    missing = sorted(set(key.stop_ids) - set(vocabulary.ids.tolist()))
+    if missing:
+        warnings.append(
+            f"draft.initFrom: stop tokens {missing} are not in the kept draft vocabulary, so every end of an answer is "
+            "a rejection; start without it to have them"
+        )
+    if share < LOW_COVERAGE:
+        warnings.append(
+            f"draft.initFrom: the kept draft vocabulary covers {share:.1%} of the supervised tokens, and the others "
+            f"are never drafted; {LOW_COVERAGE:.0%} or more is usual: start without it to have another one"
         )
     return tuple(warnings)
 

@@ -18,10 +18,11 @@ from draftyard_api.names import Stage, checkpoint_path, train_path
 from draftyard_api.progress import Acceptance, StageResult, Trained
 from draftyard_api.reasons import Reason
 from draftyard_api.task import TrainTask
-from draftyard_trainer import checkpoint, exporting, parallel, process
+from draftyard_trainer import checkpoint, early_stop, exporting, parallel, process, warm_start
 from draftyard_trainer.checkpoint import CheckpointManifest, Found, Identity, Score
 from draftyard_trainer.data.prepared import PreparedDataset
 from draftyard_trainer.draft.config import derive
+from draftyard_trainer.draft.files import LoadedDraft
 from draftyard_trainer.draft.model import DraftModel
 from draftyard_trainer.fence import Fence
 from draftyard_trainer.hidden_states.opening import open_source
@@ -54,14 +55,12 @@ def train(task: TrainTask, reporter: Reporter) -> StageResult:
     finished = exporting.find_finished(store, task)
     if finished is not None:
         return reclaim(store, task, finished) if parallel.leads() else finished
-    if task.draft.init_from is not None:
-        message = f"draft.initFrom: given {task.draft.init_from}; this version starts from random weights: remove it"
-        raise Failure(ExitCode.UNSUPPORTED, Reason.TARGET_UNSUPPORTED, message)
     with parallel.join() as world:
         dataset = PreparedDataset.open_checked(store, task.prepared)
         source = open_source(store, task, dataset, world.device)
+        initial = warm_start.open_initial(store, task, dataset.manifest)
         fence = Fence.take(store, task) if world.leads else None
-        run = Run(task, store, fence, reporter, dataset, build_trainer(task, dataset, source, world))
+        run = Run(task, store, fence, reporter, dataset, build_trainer(task, dataset, source, world, initial))
         run.resume()
         run.to_the_end()
         result = reclaim(store, task, run.export()) if world.leads else StageResult(stage=Stage.TRAIN)
@@ -69,12 +68,17 @@ def train(task: TrainTask, reporter: Reporter) -> StageResult:
     return result
 
 
-def build_trainer(task: TrainTask, dataset: PreparedDataset, source: Source, world: World) -> Trainer:
+def build_trainer(
+    task: TrainTask, dataset: PreparedDataset, source: Source, world: World, initial: LoadedDraft | None = None
+) -> Trainer:
     """The draft with its first weights, its optimizer and its teacher."""
     config = derive(source.head.config, task.draft, dataset.vocabulary.size, task.aux_layers)
-    draft = DraftModel(config)
-    draft.set_vocabulary(dataset.vocabulary)
-    draft.initialise(task.train.seed)
+    if initial is None:
+        draft = DraftModel(config)
+        draft.set_vocabulary(dataset.vocabulary)
+        draft.initialise(task.train.seed)
+    else:
+        draft = warm_start.begin_as(initial, config, dataset.vocabulary)
     # fp32 on a CPU; on a GPU the model is bf16 and the optimizer keeps fp32 masters.
     dtype = torch.float32 if world.device.type == "cpu" else torch.bfloat16
     draft.to(world.device, dtype)
@@ -110,6 +114,8 @@ class Run:
         self.dataset = dataset
         self.trainer = trainer
         self.plan = row_plan(task, dataset, trainer.source)
+        per_step = task.train.tokens_per_batch // task.train.row_tokens
+        self.first_epoch_steps = len(epoch_steps(self.plan, 0, per_step, 0)) if task.train.early_stop else 0
         self.judges = len(trainer.source.available(dataset.held_out_ids)) > 0
         """Without held-out states all scores would be equal, and the first checkpoint the best."""
         self.identity = self._identity()
@@ -181,13 +187,30 @@ class Run:
         per_step = self.task.train.tokens_per_batch // self.task.train.row_tokens
         first = 0
         for epoch in range(self.task.train.epochs):
+            if self.ends_early:
+                break
             steps = epoch_steps(self.plan, epoch, per_step, first)
             first += len(steps)
             left = steps[max(self.state.step - steps[0].index, 0) :]
             with closing(self.trainer.read_ahead(left)) as read:
                 for step in left:
                     self._take(step, read)
+                    if self.ends_early:
+                        break
         self._settle()
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether acceptance has stopped to improve, and the spec asks to end then."""
+        return early_stop.is_over(self.state.scores, self.task.train.early_stop, self.first_epoch_steps)
+
+    @property
+    def stopped_early(self) -> str | None:
+        """Why there were fewer steps than planned; None when there were not."""
+        rule = self.task.train.early_stop
+        if rule is None or not self.ends_early or self.state.step >= self.state.total_steps:
+            return None
+        return early_stop.explain(self.state.scores, rule, self.state.step)
 
     def _take(self, step: Step, read: Iterator[list[Sample]]) -> None:
         started = time.monotonic()
@@ -240,9 +263,12 @@ class Run:
             }
         )
         rate = report.tokens / max(seconds, 1e-9)
-        if self.saver is not None and self.saver.add(
-            journal_line(step, self.state, report, seconds, self.task.draft_tokens)
-        ):
+        line = journal_line(step, self.state, report, seconds, self.task.draft_tokens)
+        if self.task.train.early_stop is not None:
+            delta = self.task.train.early_stop.min_delta
+            waited = early_stop.evaluations_without_improvement(self.state.scores, delta)
+            line["evaluationsWithoutImprovement"] = waited
+        if self.saver is not None and self.saver.add(line):
             print(f"step {self.state.step}: the loss, {loss}, is far above that of the steps before", file=sys.stderr)
         self.reporter.update(
             done=self.state.step, step=self.state.step, total_steps=self.state.total_steps, loss=loss,
@@ -297,6 +323,7 @@ class Run:
             on_policy,
             self.trainer.source.target_identity,
             self.resumed_from,
+            self.stopped_early,
         )
         return exporting.export_best(self.store, outcome, self.trainer)
 

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import MANIFEST, export_path, hidden_states_path, prepared_path, shard_path
-from draftyard_trainer import inventory
+from draftyard_trainer import inventory, warm_start
 from draftyard_trainer.data.prepared import PreparedDataset
 from draftyard_trainer.draft.manifest import FileRecord
 from draftyard_trainer.hidden_states import calibration
@@ -109,6 +109,8 @@ def check_prepared(store: Store, folder: PreparedFolder) -> Iterator[Finding | i
         return
     if dataset.tokens_sha256() != folder.manifest.tokens_sha256:
         yield Finding(name, "does not have the tokens or masks that were written")
+    if not warm_start.is_kept(store, folder.name, folder.manifest.key.initial_draft):
+        yield Finding(f"{name}/{warm_start.FOLDER}", "is missing, or not the draft to start from")
     yield folder.manifest.bytes
 
 

@@ -111,7 +111,9 @@ def environment(work: Work) -> list[Manifest]:
     made += secret("HF_TOKEN", spec.target.token_secret_ref)
     made += credentials("workspace", spec.workspace.s3)
     made += credentials("target", spec.target.s3)
-    made += credentials("data", spec.data.source.s3) if work.stage is Stage.PREPARE else []
+    if work.stage is Stage.PREPARE:
+        made += credentials("data", spec.data.source.s3)
+        made += credentials("draft", spec.draft.s3)
     if work.stage is Stage.TRAIN:
         tracking = spec.tracking
         made += secret("WANDB_API_KEY", tracking.wandb.secret_ref if tracking.wandb else None)

@@ -59,11 +59,16 @@ class DataKey(Model):
     """D as asked for."""
     target_vocab_size: int
     """V of the target."""
+    initial_draft: Sha256 | None = None
+    """Of the draft to start from, whose vocabulary is kept; its files lie beside the documents."""
 
     def folder(self) -> str:
         """Name of the folder below `prepare/`: 16 hex digits."""
         # sorted and without spaces, so that neither pydantic nor the order in a YAML file changes the name
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        # and without what came later where it is not used, so that folders of earlier versions are found
+        later = {"initial_draft"} if self.initial_draft is None else set()
+        decisive = self.model_dump(mode="json", exclude=later)
+        canonical = json.dumps(decisive, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

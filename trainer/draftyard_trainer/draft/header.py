@@ -31,6 +31,7 @@ MAX_HEADER_BYTES = 100_000_000
 INTEGER_DTYPES = {"I64": "<i8", "I32": "<i4", "BOOL": "?", "U8": "u1"}
 """Kinds that are no weights, and how numpy reads them."""
 ENGINE_PREFIX = "model."
+PIECE_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,21 @@ class DraftFiles:
             content = file.read(header.end - header.start)
         values: Ids = np.frombuffer(content, dtype=INTEGER_DTYPES[header.dtype]).astype(np.int64)
         return values
+
+    def same_bytes(self, header: TensorHeader, other: DraftFiles, other_header: TensorHeader) -> bool:
+        """Whether a tensor has the bytes of another one, read in pieces."""
+        with (self.folder / WEIGHTS_FILE).open("rb") as ours, (other.folder / WEIGHTS_FILE).open("rb") as theirs:
+            ours.seek(header.start)
+            theirs.seek(other_header.start)
+            left = header.end - header.start
+            if left != other_header.end - other_header.start:
+                return False
+            while left > 0:
+                size = min(left, PIECE_BYTES)
+                if ours.read(size) != theirs.read(size):
+                    return False
+                left -= size
+        return True
 
 
 def read_files(folder: Path) -> DraftFiles:

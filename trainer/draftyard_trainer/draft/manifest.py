@@ -92,6 +92,8 @@ class Schedule(Model):
     """Optimizer steps."""
     epochs: int
     """Passes over the data."""
+    stopped_early: str | None = None
+    """Why it ended before its last epoch."""
     seed: int
     """Of weights and order."""
     plan_hash: str
@@ -126,6 +128,8 @@ class Provenance(Model):
     """Tokenizer and template."""
     data: DataIdentity
     """The conversations."""
+    initial_draft: str | None = None
+    """Warm start: sha256 of the draft that it began as."""
     hidden_states_key: str | None = None
     """Offline: which stored states."""
     conventions: Conventions
@@ -203,6 +207,44 @@ class Manifest(Provenance):
     """Engine versions that the profile assumes."""
     files: dict[str, FileRecord]
     """Every other file of the export."""
+
+
+class Mapping(Model):
+    """How one part of a foreign checkpoint was read."""
+
+    what: str
+    """Which part."""
+    found: str
+    """As it was written."""
+    mapped: str
+    """What it became."""
+
+
+class ConvertedManifest(Model):
+    """`MANIFEST.json` of a draft that was trained elsewhere: good for a warm start, silent about its training."""
+
+    format: int = FORMAT
+    """Version of this file."""
+    product: str
+    """Version of Draftyard."""
+    source: str
+    """Where it was read from: a name on the hub, a bucket's, or a folder's last part."""
+    source_sha256: str
+    """Of the config and the weights that were read."""
+    layout: str
+    """SpecForge, speculators or EAGLE."""
+    profile: str
+    """eagle3 or eagle3.1."""
+    target: str
+    """sha256, or commit, of the target that it was checked against."""
+    aux_layers: tuple[int, ...]
+    """Captured layers: indices into `hidden_states`."""
+    vocabulary: int
+    """D."""
+    mapping: tuple[Mapping, ...]
+    """What was found, and how each thing was mapped."""
+    files: dict[str, FileRecord]
+    """Every other file."""
 
 
 class Settings(Model):

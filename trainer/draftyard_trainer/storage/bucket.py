@@ -29,8 +29,8 @@ from draftyard_api.names import S3_CREDENTIALS, S3_HOLDERS
 from draftyard_api.reasons import Reason
 from draftyard_api.schema import S3Access
 
-Holder = Literal["workspace", "target", "data"]
-FIELDS = {"workspace": "workspace.s3", "target": "target.s3", "data": "data.source.s3"}
+Holder = Literal["workspace", "target", "data", "draft"]
+FIELDS = {"workspace": "workspace.s3", "target": "target.s3", "data": "data.source.s3", "draft": "draft.s3"}
 """Where a user said how it is reached."""
 CONNECTIONS = 64
 """Requests at the same time: a bucket answers slowly, but many."""
