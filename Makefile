@@ -11,7 +11,7 @@ CRD    := crds/draftyard.dev_drafttrainings.yaml
 DEMO   := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kueue test-kubernetes-1.34 test-gpu verify crds kustomize \
+.PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kueue test-kubernetes-1.34 test-gpu verify figures crds kustomize \
   serve-check bench bench-data bench-gpu bench-on-path bench-operator bench-reliability chaos images cluster-up cluster-down e2e clean
 
 help: ## this list
@@ -82,6 +82,9 @@ $(HELM): venv
 
 kustomize: crds $(HELM) ## write charts/kustomize/ from the chart (builds Helm, needs Go)
 	$(BIN)/python charts/kustomize/render.py $(HELM)
+
+figures: venv ## write into the heads of examples/ what each one takes
+	$(BIN)/python examples/figures.py
 
 verify: crds kustomize ## regenerate what is generated, and fail on any difference
 	git diff --exit-code -- crds charts
