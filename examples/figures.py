@@ -15,7 +15,7 @@ from draftyard_api import document, estimate, preview
 from draftyard_api.estimate import Amount, bytes_text
 from draftyard_api.spec import DraftTrainingSpec
 from draftyard_api.status import Plan
-from draftyard_api.targets import WELL_KNOWN, stored_parameters
+from draftyard_api.targets import WELL_KNOWN, weights
 
 EXAMPLES = Path(__file__).parent
 BEGIN, END = "# -- what it takes, by `make figures` --\n", "# -- until here --\n"
@@ -62,7 +62,7 @@ def figures(spec: DraftTrainingSpec, model: str) -> list[str]:
     made = estimate.estimate(spec, shape, amount)
     return [
         f"GPUs       {gpus(spec)}",
-        f"weights    {weights(spec, model)}",
+        f"weights    {memory(spec, model)}",
         f"data       {data(amount, made)}",
         *codecs(spec, made),
         f"disk       {bytes_text(made.bytes.needed)} in all, {bytes_text(made.bytes.export)} of it the draft",
@@ -85,12 +85,13 @@ def gpus(spec: DraftTrainingSpec) -> str:
     return ", ".join(parts).replace("1 pods", "1 pod")
 
 
-def weights(spec: DraftTrainingSpec, model: str) -> str:
-    """Of the target, and the least that one of its GPUs holds."""
-    size = BYTES[spec.target.dtype] * stored_parameters(WELL_KNOWN[model])
-    parallel = spec.target.tensor_parallel
-    one = f"on each of {parallel} GPUs" if parallel > 1 else "on one GPU"
-    return f"{bytes_text(size)} in {spec.target.dtype}, {bytes_text(size // parallel)} or more {one}"
+def memory(spec: DraftTrainingSpec, model: str) -> str:
+    """Weights of the target, and those that each of its GPUs holds."""
+    held, parallel = weights(WELL_KNOWN[model]), spec.target.tensor_parallel
+    size = BYTES[spec.target.dtype]
+    place = f"each of {parallel} GPUs" if parallel > 1 else "one GPU"
+    whole, part = bytes_text(size * held.total), bytes_text(size * held.on_each(parallel))
+    return f"{whole} in {spec.target.dtype}, {part} on {place}"
 
 
 def data(amount: Amount, made: Plan) -> str:

@@ -14,6 +14,8 @@ PLAIN_HEAD_DIM = 128
 NO_PLAIN_HEADS = ("kv_lora_rank", "q_lora_rank", "linear_num_key_heads")
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Spellings of how many experts a layer has, of which a token passes through a few."""
+NOT_SPREAD = ("gpt_oss",)
+"""Kinds of which transformers has no plan for several GPUs."""
 
 
 @dataclass(frozen=True)
@@ -122,18 +124,47 @@ def mlp_widths(config: Mapping[str, Any]) -> list[int]:
     return [int(dense)] * first + [width] * (layers - first)
 
 
-def stored_parameters(config: Mapping[str, Any]) -> int:
-    """Parameters that the GPUs hold: all experts and the embeddings; norms, biases and routers are left out."""
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of a target as GPUs hold them; norms, biases and routers are left out, less than a hundredth."""
+
+    embeddings: int
+    """The table of tokens and the head, which may be one."""
+    attention: int
+    mlp: int
+    """All experts."""
+    spreads_attention: bool
+    """Whether several GPUs hold a part of it each: latent and linear attention stay whole."""
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.embeddings + self.attention + self.mlp
+
+    def on_each(self, gpus: int) -> int:
+        """What each of several GPUs holds."""
+        spread = self.mlp + (self.attention if self.spreads_attention else 0)
+        return self.total - spread + -(-spread // gpus)
+
+
+def weights(config: Mapping[str, Any]) -> Weights:
+    """What a target with this config weighs; a nested text config is looked into."""
     config = config.get("text_config", config)
     hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
     all_experts = max(number(config, name) for name in EXPERT_COUNTS)
     through_all = {**config, "num_experts_per_tok": all_experts} if all_experts else config
-    tables = 1 if config.get("tie_word_embeddings") else 2
-    return (
-        layers * attention_parameters(config, plain_heads(config))
-        + 3 * hidden * sum(mlp_widths(through_all))
-        + tables * int(config["vocab_size"]) * hidden
+    return Weights(
+        embeddings=(1 if config.get("tie_word_embeddings") else 2) * int(config["vocab_size"]) * hidden,
+        attention=layers * attention_parameters(config, plain_heads(config)),
+        mlp=3 * hidden * sum(mlp_widths(through_all)),
+        spreads_attention=not any(config.get(key) for key in NO_PLAIN_HEADS),
     )
+
+
+def can_spread(config: Mapping[str, Any], gpus: int) -> bool:
+    """Whether transformers can spread such a target: it needs a plan, and whole key heads on each GPU."""
+    config = config.get("text_config", config)
+    return gpus == 1 or (config.get("model_type") not in NOT_SPREAD and plain_heads(config).key % gpus == 0)
 
 
 # -- Well-known targets -----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from draftyard_api.targets import WELL_KNOWN, stored_parameters
+from draftyard_api.targets import WELL_KNOWN, can_spread, weights
 
 PUBLISHED = {
     "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
@@ -61,4 +61,17 @@ def test_a_well_known_config_gives_the_published_model(name: str) -> None:
     else:
         assert found / 1e9 == pytest.approx(BILLIONS[name], rel=1e-3)
     # what is left out is less than a hundredth
-    assert stored_parameters(config) == pytest.approx(found, rel=0.01)
+    assert weights(config).total == pytest.approx(found, rel=0.01)
+
+
+@pytest.mark.parametrize("name", WELL_KNOWN)
+def test_targets_that_can_be_spread_are_those_with_a_plan(name: str) -> None:
+    config = dict(WELL_KNOWN[name])
+    config["model_type"] = KINDS.get(config["model_type"], config["model_type"])
+    config.setdefault("rope_parameters", {"rope_type": "default", "rope_theta": 10000.0})
+    plan = AutoConfig.for_model(**config).base_model_tp_plan or {}
+    heads = config["num_key_value_heads"]
+    assert can_spread(config, heads) == (bool(plan) or heads == 1)
+    assert can_spread(config, 1)
+    spread = weights(config).spreads_attention
+    assert spread == (any("self_attn" in part for part in plan) or config["model_type"] == "gpt_oss")

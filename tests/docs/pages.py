@@ -1,0 +1,87 @@
+"""The pages as tests read them: their blocks of code, links, headings and words in backticks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from draftyard_api import crd
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+READMES = sorted({ROOT / "README.md", *(path for path in ROOT.glob("*/**/README.md") if "build" not in path.parts
+                                         and not any(part.startswith(".") or part == "node_modules"
+                                                     for part in path.relative_to(ROOT).parts))})  # fmt: skip
+TEXTS = [*PAGES, *READMES]
+FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
+QUOTED = re.compile(r"`([^`\n]+)`")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code."""
+
+    page: Path
+    language: str
+    text: str
+
+    @property
+    def place(self) -> str:
+        """For the names of tests."""
+        line = self.page.read_text().split(self.text)[0].count("\n")
+        return f"{self.page.relative_to(ROOT)}:{line}"
+
+
+def blocks(language):
+    """All blocks of a language, in all texts."""
+    return [
+        Block(page, language, text)
+        for page in TEXTS
+        for found, text in FENCE.findall(page.read_text())
+        if found == language
+    ]
+
+
+def prose(page):
+    """A text without its blocks of code."""
+    return FENCE.sub("", page.read_text())
+
+
+def anchors(page):
+    """Anchors of a page's headings, as MyST and GitHub make them."""
+    found = []
+    for heading in HEADING.findall(prose(page)):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
+        name = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+        found.append(f"{name}-{found.count(name)}" if name in found else name)
+    return found
+
+
+def node(path):
+    """The schema of a path below spec or status, such as spec.train.epochs; None where there is no such field."""
+    found = crd.root_schema()
+    for name in path.split("."):
+        found = found.get("items", found)
+        if found.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in found:
+            return found
+        found = found.get("properties", {}).get(name)
+        if found is None:
+            return None
+    return found
+
+
+SPEC_BLOCKS = tuple(name for name, found in crd.root_schema()["properties"]["spec"]["properties"].items())
+FILES = ("py", "md", "json", "jsonl", "yaml", "txt", "safetensors")
+
+
+def field_paths(text):
+    """Words in backticks that look like fields of a spec: hiddenStates.codec, train.pod.env."""
+    for quoted in QUOTED.findall(text):
+        for word in re.findall(r"(?<![\w./-])([a-z][A-Za-z0-9]*(?:\.[a-zA-Z][A-Za-z0-9]*)+)(?![\w/(-])", quoted):
+            names = word.removeprefix("spec.").split(".")
+            if names[0] in SPEC_BLOCKS and names[-1] not in FILES:
+                yield ".".join(names)
