@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from markdown import table
+from tables import table
 
 from draftyard_api import crd, frozen
 from draftyard_api.rules import RULES

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markdown import table
+from tables import table
 
 from draftyard_api import estimate
 from draftyard_api.estimate import CODEC_SHARE, Amount, bytes_text

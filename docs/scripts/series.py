@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from markdown import table
 from prometheus_client import Counter, Gauge, Histogram
+from tables import table
 
 from draftyard_operator.metrics import Metrics
 from draftyard_trainer.progress_server import GAUGES

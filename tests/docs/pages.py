@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,16 @@ from draftyard_api import crd
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-READMES = sorted({ROOT / "README.md", *(path for path in ROOT.glob("*/**/README.md") if "build" not in path.parts
-                                         and not any(part.startswith(".") or part == "node_modules"
-                                                     for part in path.relative_to(ROOT).parts))})  # fmt: skip
+
+
+def files(name):
+    """Files of the repository by the end of their name; what was built or installed is not looked into."""
+    for folder, below, found in os.walk(ROOT):
+        below[:] = sorted(one for one in below if not one.startswith(".") and one not in ("build", "node_modules"))
+        yield from (Path(folder, one) for one in sorted(found) if one.endswith(name))
+
+
+READMES = list(files("README.md"))
 TEXTS = [*PAGES, *READMES]
 FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
