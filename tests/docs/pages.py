@@ -69,9 +69,12 @@ def anchors(page):
     return found
 
 
+SCHEMA = crd.root_schema()
+
+
 def node(path):
     """The schema of a path below spec or status, such as spec.train.epochs; None where there is no such field."""
-    found = crd.root_schema()
+    found = SCHEMA
     for name in path.split("."):
         found = found.get("items", found)
         if found.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in found:
@@ -82,8 +85,15 @@ def node(path):
     return found
 
 
-SPEC_BLOCKS = tuple(name for name, found in crd.root_schema()["properties"]["spec"]["properties"].items())
+SPEC_BLOCKS = tuple(SCHEMA["properties"]["spec"]["properties"])
 FILES = ("py", "md", "json", "jsonl", "yaml", "txt", "safetensors")
+
+
+def status_paths(text):
+    """Words in backticks that look like fields of a status."""
+    for path in re.findall(r"`(status(?:\.\w+)+)`", text):
+        if path.rpartition(".")[2] not in FILES:
+            yield path
 
 
 def field_paths(text):

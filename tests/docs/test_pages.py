@@ -76,8 +76,8 @@ def test_links_lead_somewhere(page):
 def test_every_field_that_a_page_names_is_one(page):
     """Of a spec; values of the chart and files have other names."""
     unknown = [path for path in pages.field_paths(pages.prose(page)) if pages.node(f"spec.{path}") is None]
-    status = re.findall(r"`(status\.[\w.]+)`", pages.prose(page))
-    assert unknown + [path for path in status if pages.node(path) is None] == []
+    unknown += [path for path in pages.status_paths(pages.prose(page)) if pages.node(path) is None]
+    assert unknown == []
 
 
 @pytest.mark.parametrize("page", ids(TEXTS))
