@@ -11,7 +11,7 @@ CRD    := crds/draftyard.dev_drafttrainings.yaml
 DEMO   := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kueue test-kubernetes-1.34 test-gpu verify crds kustomize \
+.PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kueue test-kubernetes-1.34 test-gpu verify docs docs-reference figures crds kustomize \
   serve-check bench bench-data bench-gpu bench-on-path bench-operator bench-reliability chaos images cluster-up cluster-down e2e clean
 
 help: ## this list
@@ -83,8 +83,17 @@ $(HELM): venv
 kustomize: crds $(HELM) ## write charts/kustomize/ from the chart (builds Helm, needs Go)
 	$(BIN)/python charts/kustomize/render.py $(HELM)
 
-verify: crds kustomize ## regenerate what is generated, and fail on any difference
-	git diff --exit-code -- crds charts
+docs: venv ## the pages as a site in build/site, with every warning an error
+	$(BIN)/sphinx-build -W --keep-going -n -q -b html -d build/doctrees docs build/site
+
+docs-reference: venv ## write what pages take from the code: fields, metrics, sizes
+	$(BIN)/python docs/scripts/write.py
+
+figures: venv ## write into the heads of examples/ what each one takes
+	$(BIN)/python examples/figures.py
+
+verify: crds kustomize figures docs-reference ## regenerate what is generated, and fail on any difference
+	git diff --exit-code -- crds charts docs examples
 
 serve-check: fixtures ## serve the demo's draft with real vLLM on this CPU, in a virtual environment of its own
 	$(MAKE) -C tests/serve check

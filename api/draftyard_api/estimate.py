@@ -30,6 +30,13 @@ MEAN_TOKENS = 740
 BYTES_PER_TOKEN = 4.6
 """Bytes of a JSON file of conversations per token."""
 DEFAULT_DOCUMENTS = 70000
+"""Conversations of a source of which nothing is known; ShareGPT has about as many."""
+PRESET_DOCUMENTS: Mapping[str, int] = {
+    "ultrachat": 208000, "perfectblend": 1400000, "magpie-qwen": 1000000, "magicoder": 110000, "opc": 4200000,
+    "gsm8k": 7473, "hendrycks-math": 7500, "code-alpaca": 20000, "camel": 60000, "openthoughts": 114000,
+    "eaglechat": 1000000, "math500": 500, "humaneval": 164,
+}  # fmt: skip
+"""Rows of the presets, rounded where their authors do."""
 LABELS_PER_TURN, TURNS = 2, 4
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: fp32 weights and both moments. On its way to the workspace it lies in host memory once."""
@@ -68,7 +75,8 @@ def counted(counts: Counts) -> Amount:
 def assumed(spec: DraftTrainingSpec, file_bytes: int | None) -> Amount:
     """A guess from the size of the file, or from the number of samples."""
     tokens_each = min(MEAN_TOKENS, spec.data.max_length)
-    documents, source = DEFAULT_DOCUMENTS, f"{DEFAULT_DOCUMENTS} conversations of {tokens_each} tokens"
+    documents = known_documents(spec)
+    source = f"{documents} conversations of {tokens_each} tokens"
     if file_bytes is not None:
         documents = max(1, int(file_bytes / BYTES_PER_TOKEN / MEAN_TOKENS))
         source = f"about {documents} conversations in {file_bytes} bytes, {tokens_each} tokens each"
@@ -81,6 +89,14 @@ def assumed(spec: DraftTrainingSpec, file_bytes: int | None) -> Amount:
     steps = spec.train.epochs * max(1, -(-train_tokens // spec.train.tokens_per_batch))
     labels = loss_tokens + LABELS_PER_TURN * TURNS * documents
     return Amount(documents, tokens, loss_tokens, labels, train_tokens, steps, "Assumed", source)
+
+
+def known_documents(spec: DraftTrainingSpec) -> int:
+    """Conversations of a preset; of another source as many as are asked for, since what it has is not known."""
+    preset = spec.data.source.preset
+    if preset is not None:
+        return PRESET_DOCUMENTS.get(preset.name, DEFAULT_DOCUMENTS)
+    return spec.data.max_samples or DEFAULT_DOCUMENTS
 
 
 def estimate(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount, free: int | None = None) -> Plan:

@@ -64,7 +64,7 @@ class EnvVar(Model):
     """One environment variable of the stage's container."""
 
     name: Annotated[str, Field(max_length=253, pattern=ENV_NAME_PATTERN)]
-    """Name; PET_*, DRAFTYARD_*, RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are the operator's."""
+    """Name; `PET_*`, most of `DRAFTYARD_*`, RANK, WORLD_SIZE, LOCAL_RANK, `MASTER_*` are the operator's."""
     value: Annotated[str, Field(max_length=4096)] | None = None
     """The value itself."""
     value_from: EnvSource | None = None

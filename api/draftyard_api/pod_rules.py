@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from draftyard_api.names import GROUP
+from draftyard_api.names import ENV_CACHE, ENV_DATASETS, ENV_PEER_SECONDS, GROUP
 from draftyard_api.rule import Check, Json, Rule, Values, broken, each_once, exactly_one, optional_field
 
 PODS = ("spec.pod", "spec.prepare.pod", "spec.generate.pod", "spec.train.pod", "spec.evaluate.pod")
 RESERVED_ENV = "^(PET_.*|DRAFTYARD_.*|RANK|WORLD_SIZE|LOCAL_RANK|MASTER_ADDR|MASTER_PORT)$"
+FREE_ENV = (ENV_CACHE, ENV_DATASETS, ENV_PEER_SECONDS)
+"""Settings of the trainer that only a user knows."""
 RESERVED_MOUNT = "^/+(data|run/+draftyard)(/|$)"
 # "x-k8s.io" ends in "k8s.io" without a dot before it, and belongs to Kubernetes' projects too.
 RESERVED_KEY = "^(([^/]*[.])?draftyard[.]dev|[^/]*(kubernetes|k8s)[.]io)/"
@@ -50,10 +52,10 @@ def pod_rules(at: str) -> Iterator[Rule]:
         "given a limit on GPUs; accepted: train.gpusPerNode, generate.gpusPerPod, evaluate.gpusPerPod", (), gpu_free,
     )  # fmt: skip
     yield Rule(
-        f"{at}.env[]", "name", f"!self.name.matches('{RESERVED_ENV}')",
-        "given %s; accepted: any name but PET_*, DRAFTYARD_*, RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and "
-        "MASTER_PORT, which the operator sets", ("self.name",),
-        optional_field("name", lambda name: not re.search(RESERVED_ENV, name)),
+        f"{at}.env[]", "name", f"self.name in {list(FREE_ENV)} || !self.name.matches('{RESERVED_ENV}')",
+        f"given %s; accepted: {', '.join(FREE_ENV)}, and any name but PET_*, DRAFTYARD_*, RANK, WORLD_SIZE, "
+        "LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which the operator sets", ("self.name",),
+        optional_field("name", lambda name: name in FREE_ENV or not re.search(RESERVED_ENV, name)),
     )  # fmt: skip
     yield Rule(
         f"{at}.env[]", "", "has(self.value) != has(self.valueFrom)",

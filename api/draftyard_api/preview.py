@@ -37,6 +37,7 @@ def plan(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="draftyard plan", description=plan.__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.yaml", help="the DraftTraining")
     parser.add_argument("--workspace", default=".draftyard", metavar="DIR", help="as for draftyard run")
+    parser.add_argument("--like", metavar="ORG/NAME", help="the well-known model that target.model is a copy of")
     options = parser.parse_args(arguments)
     try:
         training = document.load(options.file)
@@ -44,12 +45,12 @@ def plan(arguments: Sequence[str]) -> int:
         print("\n".join(error.errors), file=sys.stderr)
         return ExitCode.BAD_TASK
     spec = training.spec
-    shape = find_shape(spec, options.file.resolve().parent)
+    shape = find_shape(like(spec, options.like), options.file.resolve().parent)
     if shape is None:
-        known = ", ".join(WELL_KNOWN)
+        given = f"--like: given {options.like}" if options.like else f"spec.target.model: given {spec.target.model}"
         print(
-            f"spec.target.model: given {spec.target.model}, whose shape is not known before prepare has read its "
-            f"config.json; accepted here: a local folder, or one of {known}",
+            f"{given}, whose shape is not known before prepare has read its config.json; accepted here: a local "
+            f"folder, or --like with one of {', '.join(WELL_KNOWN)}",
             file=sys.stderr,
         )
         return ExitCode.NOT_FOUND
@@ -68,6 +69,13 @@ def plan(arguments: Sequence[str]) -> int:
         print(f"spec.workspace: {too_small}", file=sys.stderr)
         return ExitCode.NO_SPACE
     return ExitCode.OK
+
+
+def like(spec: DraftTrainingSpec, model: str | None) -> DraftTrainingSpec:
+    """The same run with the model that its target is a copy of: a claim or a bucket cannot be looked into here."""
+    if model is None:
+        return spec
+    return spec.model_copy(update={"target": spec.target.model_copy(update={"model": model})})
 
 
 def find_shape(spec: DraftTrainingSpec, base: Path) -> TargetShape | None:

@@ -12,6 +12,10 @@ DRAFT_WIDTH_MULTIPLE = 256
 PLAIN_HEAD_DIM = 128
 """Head size of the draft where the target's heads are no plain ones."""
 NO_PLAIN_HEADS = ("kv_lora_rank", "q_lora_rank", "linear_num_key_heads")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Spellings of how many experts a layer has, of which a token passes through a few."""
+NOT_SPREAD = ("gpt_oss",)
+"""Kinds of which transformers has no plan for several GPUs."""
 
 
 @dataclass(frozen=True)
@@ -120,50 +124,131 @@ def mlp_widths(config: Mapping[str, Any]) -> list[int]:
     return [int(dense)] * first + [width] * (layers - first)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of a target as GPUs hold them; norms, biases and routers are left out, less than a hundredth."""
+
+    embeddings: int
+    """The table of tokens and the head, which may be one."""
+    attention: int
+    mlp: int
+    """All experts."""
+    spreads_attention: bool
+    """Whether several GPUs hold a part of it each: latent and linear attention stay whole."""
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.embeddings + self.attention + self.mlp
+
+    def on_each(self, gpus: int) -> int:
+        """What each of several GPUs holds."""
+        spread = self.mlp + (self.attention if self.spreads_attention else 0)
+        return self.total - spread + -(-spread // gpus)
+
+
+def weights(config: Mapping[str, Any]) -> Weights:
+    """What a target with this config weighs; a nested text config is looked into."""
+    config = config.get("text_config", config)
+    hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+    all_experts = max(number(config, name) for name in EXPERT_COUNTS)
+    through_all = {**config, "num_experts_per_tok": all_experts} if all_experts else config
+    return Weights(
+        embeddings=(1 if config.get("tie_word_embeddings") else 2) * int(config["vocab_size"]) * hidden,
+        attention=layers * attention_parameters(config, plain_heads(config)),
+        mlp=3 * hidden * sum(mlp_widths(through_all)),
+        spreads_attention=not any(config.get(key) for key in NO_PLAIN_HEADS),
+    )
+
+
+def can_spread(config: Mapping[str, Any], gpus: int) -> bool:
+    """Whether transformers can spread such a target: it needs a plan, and whole key heads on each GPU."""
+    config = config.get("text_config", config)
+    return gpus == 1 or (config.get("model_type") not in NOT_SPREAD and plain_heads(config).key % gpus == 0)
+
+
+# -- Well-known targets -----------------------------------------------------------------------------
+
+
 def _config(
-    hidden: int, layers: int, vocab: int, heads: tuple[int, int], head_dim: int, mlp: int, **more: int
-) -> dict[str, int]:
+    kind: str, hidden: int, layers: int, vocab: int, heads: tuple[int, int, int], mlp: int, *, positions: int,
+    **more: Any,
+) -> dict[str, Any]:  # fmt: skip
     return {
-        "hidden_size": hidden, "num_hidden_layers": layers, "vocab_size": vocab, "num_attention_heads": heads[0],
-        "num_key_value_heads": heads[1], "head_dim": head_dim, "intermediate_size": mlp, **more,
+        "model_type": kind, "hidden_size": hidden, "num_hidden_layers": layers, "vocab_size": vocab,
+        "num_attention_heads": heads[0], "num_key_value_heads": heads[1], "head_dim": heads[2],
+        "intermediate_size": mlp, "max_position_embeddings": positions, **more,
     }  # fmt: skip
 
 
-def _experts(per_token: int, width: int, **more: int) -> dict[str, int]:
-    return {"num_experts_per_tok": per_token, "moe_intermediate_size": width, **more}
+def _latent(
+    kind: str, layers: int, vocab: int, heads: int, positions: int, experts: int, **more: Any
+) -> dict[str, Any]:
+    """DeepSeek-V3 and its kin: latent attention, one shared expert. `head_dim` is what is rotated."""
+    return _config(
+        kind, 7168, layers, vocab, (heads, heads, 64), 18432, positions=positions,
+        q_lora_rank=1536, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
+        n_routed_experts=experts, num_experts_per_tok=8, moe_intermediate_size=2048, n_shared_experts=1, **more,
+    )  # fmt: skip
 
 
-_LATENT = {
-    "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
-}  # fmt: skip
+def _qwen3_moe(hidden: int, layers: int, heads: tuple[int, int], mlp: int, expert: int) -> dict[str, Any]:
+    return _config(
+        "qwen3_moe", hidden, layers, 151936, (*heads, 128), mlp, positions=40960,
+        num_experts=128, num_experts_per_tok=8, moe_intermediate_size=expert,
+    )  # fmt: skip
 
-_DEEPSEEK = _config(7168, 61, 129280, (128, 128), 56, 18432, **_LATENT) | _experts(
-    8, 2048, n_shared_experts=1, first_k_dense_replace=3
-)
-_KIMI = _config(7168, 61, 163840, (64, 64), 112, 18432, **_LATENT) | _experts(
-    8, 2048, n_shared_experts=1, first_k_dense_replace=1
-)
 
-WELL_KNOWN: Mapping[str, Mapping[str, int]] = {
-    "meta-llama/Llama-3.2-1B-Instruct": _config(2048, 16, 128256, (32, 8), 64, 8192),
-    "meta-llama/Llama-3.2-3B-Instruct": _config(3072, 28, 128256, (24, 8), 128, 8192),
-    "meta-llama/Llama-3.1-8B-Instruct": _config(4096, 32, 128256, (32, 8), 128, 14336),
-    "meta-llama/Llama-3.1-70B-Instruct": _config(8192, 80, 128256, (64, 8), 128, 28672),
-    "meta-llama/Llama-3.3-70B-Instruct": _config(8192, 80, 128256, (64, 8), 128, 28672),
-    "Qwen/Qwen2.5-7B-Instruct": _config(3584, 28, 152064, (28, 4), 128, 18944),
-    "Qwen/Qwen3-8B": _config(4096, 36, 151936, (32, 8), 128, 12288),
-    "Qwen/Qwen3-32B": _config(5120, 64, 151936, (64, 8), 128, 25600),
-    "Qwen/Qwen3-30B-A3B": _config(2048, 48, 151936, (32, 4), 128, 6144, **_experts(8, 768)),
-    "Qwen/Qwen3-235B-A22B": _config(4096, 94, 151936, (64, 4), 128, 12288, **_experts(8, 1536)),
-    "openai/gpt-oss-20b": _config(2880, 24, 201088, (64, 8), 64, 2880, **_experts(4, 2880)),
-    "openai/gpt-oss-120b": _config(2880, 36, 201088, (64, 8), 64, 2880, **_experts(4, 2880)),
+def _gpt_oss(layers: int, experts: int) -> dict[str, Any]:
+    return _config(
+        "gpt_oss", 2880, layers, 201088, (64, 8, 64), 2880, positions=131072,
+        num_local_experts=experts, num_experts_per_tok=4,
+    )  # fmt: skip
+
+
+def _gemma3(hidden: int, layers: int, heads: tuple[int, int, int], mlp: int) -> dict[str, Any]:
+    """The text part, which is nested in the published config."""
+    return _config("gemma3_text", hidden, layers, 262208, heads, mlp, positions=131072, tie_word_embeddings=True)
+
+
+_DEEPSEEK = _latent("deepseek_v3", 61, 129280, 128, 163840, 256, first_k_dense_replace=3)
+_LLAMA_70B = _config("llama", 8192, 80, 128256, (64, 8, 128), 28672, positions=131072)
+_LING_3 = _config(
+    "bailing_hybrid", 2560, 42, 157184, (32, 32, 128), 6144, positions=262144,
+    kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, num_local_experts=512,
+    num_experts_per_tok=8, moe_intermediate_size=768, n_shared_experts=1, first_k_dense_replace=2,
+)  # fmt: skip
+
+WELL_KNOWN: Mapping[str, Mapping[str, Any]] = {
+    "meta-llama/Llama-3.2-1B-Instruct": _config(
+        "llama", 2048, 16, 128256, (32, 8, 64), 8192, positions=131072, tie_word_embeddings=True
+    ),
+    "meta-llama/Llama-3.2-3B-Instruct": _config(
+        "llama", 3072, 28, 128256, (24, 8, 128), 8192, positions=131072, tie_word_embeddings=True
+    ),
+    "meta-llama/Llama-3.1-8B-Instruct": _config("llama", 4096, 32, 128256, (32, 8, 128), 14336, positions=131072),
+    "meta-llama/Llama-3.1-70B-Instruct": _LLAMA_70B,
+    "meta-llama/Llama-3.3-70B-Instruct": _LLAMA_70B,
+    "Qwen/Qwen2.5-7B-Instruct": _config("qwen2", 3584, 28, 152064, (28, 4, 128), 18944, positions=32768),
+    "Qwen/Qwen3-8B": _config("qwen3", 4096, 36, 151936, (32, 8, 128), 12288, positions=40960),
+    "Qwen/Qwen3-32B": _config("qwen3", 5120, 64, 151936, (64, 8, 128), 25600, positions=40960),
+    "Qwen/Qwen3-30B-A3B": _qwen3_moe(2048, 48, (32, 4), 6144, 768),
+    "Qwen/Qwen3-235B-A22B": _qwen3_moe(4096, 94, (64, 4), 12288, 1536),
+    "openai/gpt-oss-20b": _gpt_oss(24, 32),
+    "openai/gpt-oss-120b": _gpt_oss(36, 128),
     "deepseek-ai/DeepSeek-V3": _DEEPSEEK,
     "deepseek-ai/DeepSeek-R1": _DEEPSEEK,
-    "moonshotai/Kimi-K2-Instruct": _KIMI,
-    "google/gemma-3-12b-it": _config(3840, 48, 262208, (16, 8), 256, 15360),
-    "google/gemma-3-27b-it": _config(5376, 62, 262208, (32, 16), 128, 21504),
-    "mistralai/Mistral-7B-Instruct-v0.3": _config(4096, 32, 32768, (32, 8), 128, 14336),
-    "mistralai/Mistral-Small-24B-Instruct-2501": _config(5120, 40, 131072, (32, 8), 128, 32768),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": _config(576, 30, 49152, (9, 3), 64, 1536),
+    "moonshotai/Kimi-K2-Instruct": _latent("kimi_k2", 61, 163840, 64, 131072, 384, first_k_dense_replace=1),
+    "google/gemma-3-12b-it": _gemma3(3840, 48, (16, 8, 256), 15360),
+    "google/gemma-3-27b-it": _gemma3(5376, 62, (32, 16, 128), 21504),
+    "mistralai/Mistral-7B-Instruct-v0.3": _config("mistral", 4096, 32, 32768, (32, 8, 128), 14336, positions=32768),
+    "mistralai/Mistral-Small-24B-Instruct-2501": _config(
+        "mistral", 5120, 40, 131072, (32, 8, 128), 32768, positions=32768
+    ),
+    "microsoft/phi-4": _config("phi3", 5120, 40, 100352, (40, 10, 128), 17920, positions=16384),
+    "inclusionAI/Ling-3.0-Flash": _LING_3,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _config(
+        "llama", 576, 30, 49152, (9, 3, 64), 1536, positions=8192, tie_word_embeddings=True
+    ),
 }
 """Configs as published, for an estimate before anything is downloaded."""

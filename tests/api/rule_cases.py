@@ -99,8 +99,8 @@ QUEUE = (
 )
 GPU_LIMIT = "given a limit on GPUs; accepted: train.gpusPerNode, generate.gpusPerPod, evaluate.gpusPerPod"
 ENV = (
-    "accepted: any name but PET_*, DRAFTYARD_*, RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which the "
-    "operator sets"
+    "accepted: DRAFTYARD_CACHE, DRAFTYARD_DATASETS, DRAFTYARD_PEER_SECONDS, and any name but PET_*, DRAFTYARD_*, RANK, "
+    "WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which the operator sets"
 )
 VOLUME = "given none or several; accepted: exactly one of persistentVolumeClaim, configMap, secret, emptyDir"
 MOUNT = "accepted: any path but /data, /run/draftyard and what is below them"
@@ -127,7 +127,8 @@ EVERY_BLOCK_ONLINE = {
         "checkpoint": {"everySteps": 500, "keepLast": 3},
         "pod": {
             "resources": {"requests": {"cpu": "32", "memory": "256Gi"}, "limits": {"memory": "256Gi"}}, "shmSize": "64Gi",
-            "env": [{"name": "NCCL_DEBUG", "value": "WARN"}], "terminationGracePeriodSeconds": 300,
+            "env": [{"name": "NCCL_DEBUG", "value": "WARN"}, {"name": "DRAFTYARD_CACHE", "value": "/nvme/c:2GiB"}],
+            "terminationGracePeriodSeconds": 300,
         },
     },
     "evaluate": {"minAcceptanceLength": 2.5, "draftTokens": 3},

@@ -17,6 +17,7 @@ from draftyard_api.spec import (
     DraftTrainingSpec,
     FileSource,
     HiddenStates,
+    Preset,
     Pvc,
     Target,
     Train,
@@ -151,6 +152,26 @@ def test_assumed_amounts(file_bytes, max_samples, documents, words):
     assert found.documents == documents
     assert words in found.source
     assert found.basis == "Assumed"
+
+
+@pytest.mark.parametrize(
+    ("preset", "max_samples", "documents"),
+    [
+        pytest.param("gsm8k", None, 7473, id="a whole preset"),
+        pytest.param("perfectblend", 100000, 100000, id="a part of a large one"),
+        pytest.param("gsm8k", 100000, 7473, id="no more than there are"),
+        pytest.param("another", None, 70000, id="one of which nothing is known"),
+    ],
+)
+def test_presets_have_as_many_conversations_as_is_known(preset, max_samples, documents):
+    wanted = spec()
+    data = Data(source=DataSource(preset=Preset(name=preset)), max_samples=max_samples)
+    assert estimate.assumed(wanted.model_copy(update={"data": data}), None).documents == documents
+
+
+def test_of_a_bucket_as_many_are_taken_as_are_asked_for():
+    data = spec().data.model_copy(update={"max_samples": 200000})
+    assert estimate.assumed(spec().model_copy(update={"data": data}), None).documents == 200000
 
 
 @pytest.mark.parametrize(

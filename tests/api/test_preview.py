@@ -76,6 +76,16 @@ def test_an_unknown_target_says_what_is_accepted(world, capsys):
     assert "meta-llama/Llama-3.1-8B-Instruct" in err
 
 
+def test_a_copy_is_like_a_well_known_target(world, capsys):
+    file = str(write(world, target={"model": "pvc://models/copy"}))
+    assert preview.plan([file]) == ExitCode.NOT_FOUND
+    assert "given pvc://models/copy" in capsys.readouterr().err
+    assert preview.plan([file, "--like", "Qwen/Qwen3-8B"]) == ExitCode.OK
+    assert "steps" in capsys.readouterr().out
+    assert preview.plan([file, "--like", "Qwen/Qwen4"]) == ExitCode.NOT_FOUND
+    assert "--like: given Qwen/Qwen4" in capsys.readouterr().err
+
+
 def test_a_plan_that_cannot_fit_is_refused(world, capsys):
     data = {"source": {"preset": {"name": "sharegpt"}}, "maxSamples": 10**9}
     assert preview.plan([str(write(world, data=data))]) == ExitCode.NO_SPACE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -35,12 +37,46 @@ FIXTURES = Path(__file__).parents[2] / "build/fixtures"
 SMOLLM2 = FIXTURES / "smollm2-135m-instruct"
 SHAREGPT = FIXTURES / "sharegpt.json"
 
+LATENT: Mapping[str, Any] = {
+    "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "head_dim": 4,
+    "num_key_value_heads": 4, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32, "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+}  # fmt: skip
 SCALED: Mapping[str, Mapping[str, Any]] = {
     "granite": {"model_type": "granite", "logits_scaling": 8.0, "embedding_multiplier": 12.0},
     "cohere": {"model_type": "cohere", "logit_scale": 0.0625},
     "gemma3": {"model_type": "gemma3_text", "sliding_window": 16},
     "gemma2, short window": {**FAMILIES["gemma2"], "sliding_window": 8},
     "gpt_oss": {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": None},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "phi3": {"model_type": "phi3"},  # Phi-3 and Phi-4: projections side by side in one matrix
+    "deepseek_v3": {
+        **LATENT,
+        "model_type": "deepseek_v3",
+        "q_lora_rank": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "bailing_hybrid": {  # Ling 3: latent and linear attention take turns
+        **LATENT,
+        "model_type": "bailing_hybrid",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "layer_group_size": 2,
+    },
+    "gemma3, whole": {  # the text model inside of one that sees
+        "model_type": "gemma3",
+        "text_config": {**SHAPE, "model_type": "gemma3_text", "sliding_window": 16},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "mm_tokens_per_image": 4,
+    },
     "gpt_neox": {"model_type": "gpt_neox"},
     "gpt2": {"model_type": "gpt2", "n_layer": 8, "n_head": 4, "n_embd": 32},
 }
@@ -59,7 +95,8 @@ class Captured:
 def save_model(folder: Path, settings: Mapping[str, Any]) -> Path:
     """A causal LM with seeded random weights."""
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**SHAPE, **settings})).save_pretrained(folder)
+    shape = {} if "text_config" in settings else SHAPE
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**shape, **settings})).save_pretrained(folder)
     return folder
 
 
@@ -121,6 +158,27 @@ def test_replies_are_those_of_one_by_one(captured: Captured) -> None:
         with torch.no_grad():
             logits = captured.model(torch.from_numpy(np.concatenate([prompt, reply]))[None]).logits[0]
         assert reply.tolist() == logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
+
+
+def test_gpt_oss_as_it_is_published(tmp_path: Path) -> None:
+    """Its experts are stored as MXFP4: they are turned into plain matrices as they are loaded."""
+    folder = save_model(tmp_path, SCALED["gpt_oss"])
+    weights, drawn = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(0)
+    for name in [name for name in weights if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, width, rows = weights.pop(name).shape
+        blocks = torch.randint(0, 256, (experts, rows, width // 32, 16), generator=drawn)
+        weights[f"{name}_blocks"] = blocks.to(torch.uint8)
+        weights[f"{name}_scales"] = torch.full((experts, rows, width // 32), 120, dtype=torch.uint8)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    target = CapturedTarget.load(locate(Target(model=f"file://{folder}")), "float32", LAYERS)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for document, sample in zip(documents(), target.capture(documents()), strict=True):
+        aux, last, _ = states_of(model, document)
+        assert torch.allclose(sample.aux, aux, rtol=1e-5, atol=1e-5 * float(aux.abs().max()))
+        assert torch.allclose(sample.last, last[torch.from_numpy(document.label_rows())], rtol=1e-4, atol=1e-4)
 
 
 # -- Real text ---------------------------------------------------------------------------------------

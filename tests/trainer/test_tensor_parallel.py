@@ -56,9 +56,30 @@ def samples(folder: Path, target: Path, tensor_parallel: int) -> list[Sample]:
     return open_stored(store, ref, dataset).samples(range(len(LENGTHS)))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
-def test_two_processes_capture_what_one_does(tmp_path: Path, family: str) -> None:
-    target = testing.write_target(tmp_path / "target", family)
+LATENT = {
+    "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "head_dim": 4,
+    "num_key_value_heads": 4, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32, "first_k_dense_replace": 1,
+    "n_shared_experts": 1, "num_experts_per_tok": 2,
+}  # fmt: skip
+"""Attention stays whole in every process, only experts are spread."""
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        pytest.param("llama", {}, id="llama"),
+        pytest.param("qwen3_moe", {}, id="qwen3_moe"),
+        pytest.param(
+            "llama", {**LATENT, "model_type": "deepseek_v3", "q_lora_rank": 16, "n_routed_experts": 4}, id="deepseek_v3"
+        ),
+        pytest.param(
+            "llama", {**LATENT, "model_type": "bailing_hybrid", "num_local_experts": 4, "layer_group_size": 2},
+            id="bailing_hybrid",
+        ),
+    ],
+)  # fmt: skip
+def test_two_processes_capture_what_one_does(tmp_path: Path, family: str, more: dict[str, object]) -> None:
+    target = testing.write_target(tmp_path / "target", family, **more)
     for one, two in zip(samples(tmp_path, target, 1), samples(tmp_path, target, 2), strict=True):
         assert one.document.tokens.tolist() == two.document.tokens.tolist()
         assert torch.allclose(one.aux, two.aux, rtol=1e-4, atol=1e-4)
