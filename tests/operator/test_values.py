@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from world import ONLINE, spec
 
@@ -37,6 +37,7 @@ def test_a_set_that_is_cut_says_so_and_how_many_there_are(text, most, shown):
     assert len(shown) <= most
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 9999)), st.integers(40, 2000))
 def test_any_set_that_is_cut_begins_with_whole_intervals(numbers, most):
     text = intervals.render(numbers)
