@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from chaos_world import POLL_SECONDS, RUN, World, start
+from waiting import until
 
 from draftyard_api.names import ENV_STATE_DIR, MANIFEST
 from draftyard_api.spec import Checkpoint
 from draftyard_trainer.reporting import read_progress
 from reliability_worker import CASE
 from report import Bar, finish
-from waiting import until
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = "bench/reliability_worker.py"

@@ -187,7 +187,7 @@ class Run:
         per_step = self.task.train.tokens_per_batch // self.task.train.row_tokens
         first = 0
         for epoch in range(self.task.train.epochs):
-            if self.ends_early:
+            if self.ends_early():
                 break
             steps = epoch_steps(self.plan, epoch, per_step, first)
             first += len(steps)
@@ -195,11 +195,10 @@ class Run:
             with closing(self.trainer.read_ahead(left)) as read:
                 for step in left:
                     self._take(step, read)
-                    if self.ends_early:
+                    if self.ends_early():
                         break
         self._settle()
 
-    @property
     def ends_early(self) -> bool:
         """Whether acceptance has stopped to improve, and the spec asks to end then."""
         return early_stop.is_over(self.state.scores, self.task.train.early_stop, self.first_epoch_steps)
@@ -208,7 +207,7 @@ class Run:
     def stopped_early(self) -> str | None:
         """Why there were fewer steps than planned; None when there were not."""
         rule = self.task.train.early_stop
-        if rule is None or not self.ends_early or self.state.step >= self.state.total_steps:
+        if rule is None or not self.ends_early() or self.state.step >= self.state.total_steps:
             return None
         return early_stop.explain(self.state.scores, rule, self.state.step)
 
