@@ -147,7 +147,8 @@ def evaluate_task(run: RunIdentity, spec: DraftTrainingSpec, place: Place, prepa
     return EvaluateTask(
         run=run.name, uid=run.uid, workspace=place.workspace, workspace_s3=place.workspace_s3,
         target=located_target(spec, place),
-        prepared=prepared.prepared, evaluate=spec.evaluate, export=spec.export, fingerprint=prepared.fingerprint,
+        prepared=prepared.prepared, evaluate=spec.evaluate, export=spec.export, tracking=spec.tracking,
+        fingerprint=prepared.fingerprint,
     )  # fmt: skip
 
 
