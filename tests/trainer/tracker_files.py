@@ -1,87 +1,67 @@
-"""What trackers wrote, read by what they bring themselves: per curve, the values by step."""
+"""What trackers wrote, read by programs that are not ours: per curve, its steps and values as they were written."""
 
 from __future__ import annotations
 
-import struct
+import json
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from mlflow.tracking import MlflowClient
+from swanlab.converter.wb.wbdatastore import WBDataStoreReader
+from swanlab.proto.swanlab.record.v1.record_pb2 import Record
+from swanlab.sdk.internal.core_python.store import DataStoreReader
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto import wandb_internal_pb2
 
 Curves = dict[str, list[tuple[int, float]]]
-"""Of each curve, steps and values in the order in which they were written: a step that is twice in it is seen."""
-BLOCK = 32768
-FULL, FIRST, LAST = 1, 2, 4
+"""A step that is twice in a curve is twice in the list."""
 
 
 def of_tensorboard(folder: Path) -> Curves:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    """With TensorBoard's own reader."""
     found = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     found.Reload()
     tags = found.Tags()["scalars"]
     return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in tags}
 
 
-def of_swanlab(folder: Path) -> Curves:
-    from swanlab.proto.swanlab.record.v1.record_pb2 import Record
-    from swanlab.sdk.internal.core_python.store import DataStoreReader
+def of_wandb(folder: Path) -> Curves:
+    """W&B's records, in the order in which `wandb sync` takes files.
 
+    W&B itself reads these files in Go alone; SwanLab has a reader in Python, for those who move.
+    """
     curves: Curves = defaultdict(list)
-    for file in sorted(folder.rglob("*.swanlab")):
+    for file in sorted(folder.rglob("*.wandb"), key=lambda path: path.parent.name):
+        with WBDataStoreReader() as reader:
+            reader.open(file)
+            while (data := reader.scan()) is not None:
+                record = wandb_internal_pb2.Record.FromString(data)
+                items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+                for name, value in items.items():
+                    if not name.startswith("_"):
+                        curves[name].append((int(items["_step"]), float(json.loads(value))))
+    return curves
+
+
+def of_swanlab(folder: Path) -> Curves:
+    """With SwanLab's own reader."""
+    curves: Curves = defaultdict(list)
+    for file in sorted(folder.rglob("*.swanlab"), key=lambda path: path.parent.name):
         reader = DataStoreReader()
         reader.open(file)
         while (data := reader.scan()) is not None:
             record = Record.FromString(data)
-            print(record)
+            if record.HasField("scalar"):
+                curves[record.scalar.key].append((record.scalar.step, record.scalar.value.number))
         reader.close()
     return curves
 
 
-def of_wandb(folder: Path) -> Curves:
-    """Rows of the history, sessions in the order in which `wandb sync` takes them."""
-    import json
-
-    curves: Curves = defaultdict(list)
-    for file in sorted(folder.rglob("*.wandb"), key=lambda path: path.parent.name):
-        for record in wandb_records(file):
-            if record.WhichOneof("record_type") == "history":
-                row = {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
-                }
-                for name, value in row.items():
-                    if not name.startswith("_"):
-                        curves[name].append((row["_step"], float(value)))
-    return curves
-
-
-def wandb_records(file: Path) -> Iterator[Any]:
-    """The library reads these files in Go alone: blocks of LevelDB's log, with records of its own protocol."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, place, parts = file.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while place < len(data):
-        left = BLOCK - place % BLOCK
-        if left < 7:
-            place += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        parts += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (FULL, LAST):
-            yield wandb_internal_pb2.Record.FromString(parts)
-            parts = b""
-
-
 def of_mlflow(uri: str, experiment: str) -> Curves:
-    from mlflow.tracking import MlflowClient
-
+    """Through MLflow's client, of the only run."""
     client = MlflowClient(uri)
-    number = client.get_experiment_by_name(experiment).experiment_id
-    (run,) = client.search_runs([number])
-    names = run.data.metrics
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     return {
         name: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
-        for name in names
+        for name in run.data.metrics
     }

@@ -24,7 +24,14 @@ from draftyard_trainer.storage.store import Store
 from draftyard_trainer.tracking import quiet, tracked_run
 from draftyard_trainer.tracking.points import Curve, Point, Position
 from draftyard_trainer.tracking.tracked_run import Cursor, TrackedRun, files_path
-from draftyard_trainer.tracking.tracker import Connection, Session, TrackerModule, is_installed, module_of, not_installed
+from draftyard_trainer.tracking.tracker import (
+    Connection,
+    Session,
+    TrackerModule,
+    is_installed,
+    module_of,
+    not_installed,
+)
 
 POLL_SECONDS = 5.0
 """The journal is written every ten."""
@@ -157,42 +164,56 @@ class Follower:
                 self._uploaded[name] = state
 
 
-def follow(open_follower: Callable[[], Follower], ended: threading.Event, say: Callable[[str], None]) -> bool:
-    """Send until the run has ended and all of it is sent. Returns whether that is so.
+class Attempts:
+    """Tries to send, ever more rarely while that fails. A tracker that is away is said to be once."""
 
-    A tracker that is away is said to be once, and tried again ever more rarely, and one last time at the end.
-    """
-    follower: Follower | None = None
-    wait = FIRST_WAIT_SECONDS
-    is_away = False
+    def __init__(self, open_follower: Callable[[], Follower], say: Callable[[str], None]) -> None:
+        self._open = open_follower
+        self._say = say
+        self._follower: Follower | None = None
+        self._wait = FIRST_WAIT_SECONDS
+        self.is_away = False
+
+    def take(self, final: bool) -> float:
+        """Try once. Returns the seconds to wait for the next time. Raises Superseded."""
+        try:
+            self._follower = self._follower or self._open()
+            self._follower.advance(final)
+            if final:
+                self._follower.close()
+        except Superseded:
+            raise
+        except Exception as error:  # whatever a library raises, the points are safe in the journal
+            return self._failed(error)
+        if self.is_away:
+            self._say("can be reached again")
+        self.is_away, self._wait = False, FIRST_WAIT_SECONDS
+        return POLL_SECONDS
+
+    def _failed(self, error: Exception) -> float:
+        if not self.is_away:
+            self._say(f"{quiet.told(error)}; training goes on, and metrics.jsonl has every point")
+        self.is_away = True
+        if self._follower is not None:
+            with suppress(Exception):
+                self._follower.give_up()
+        wait, self._wait = self._wait, min(2 * self._wait, LONGEST_WAIT_SECONDS)
+        return wait
+
+
+def follow(open_follower: Callable[[], Follower], ended: threading.Event, say: Callable[[str], None]) -> bool:
+    """Send until the run has ended, and once more. Returns whether all of it was sent."""
+    attempts = Attempts(open_follower, say)
     while True:
         final = ended.is_set()
         try:
-            follower = follower or open_follower()
-            follower.advance(final)
-            if final:
-                follower.close()
+            wait = attempts.take(final)
         except Superseded:
             say("another process has taken over")
             return False
-        except Exception as error:  # whatever a library raises, the points are safe in the journal
-            if not is_away:
-                say(f"{quiet.told(error)}; training goes on, and metrics.jsonl has every point")
-            is_away = True
-            if follower is not None:
-                with suppress(Exception):
-                    follower.give_up()
-            if final:
-                return False
-            ended.wait(wait)
-            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
-        else:
-            if is_away:
-                say("can be reached again")
-            is_away, wait = False, FIRST_WAIT_SECONDS
-            if final:
-                return True
-            ended.wait(POLL_SECONDS)
+        if final:
+            return not attempts.is_away
+        ended.wait(wait)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -167,7 +167,7 @@ class Curve:
             values |= positions("result/simulatedPosition", told["acceptance"]["perPosition"])
         found = [Point(Kind.RESULT, told["steps"], values, now, "trained")]
         judged = self._read(f"{export_path(self._run)}/{EVALUATION}") or {}
-        if judged.get("manifestSha256") == trained.get("manifestSha256") is not None:
+        if judged and judged.get("manifestSha256") == trained.get("manifestSha256"):
             low, high = judged["interval"]
             values = {
                 "result/acceptanceLength": float(judged["length"]),
