@@ -1,4 +1,4 @@
-"""What trackers are told, and how one that is killed, away, slow or not there changes nothing but when they are told."""
+"""What trackers are told, and how one that is killed, away, slow or missing only has it told later."""
 
 from __future__ import annotations
 
@@ -158,10 +158,10 @@ def test_results_of_another_draft_are_not_told(store, fingerprint, judged, names
 class Server:
     """A tracker that stays when its clients go."""
 
+    name: str = "there"
     keeps_files: bool = False
     tells: bool = False
     """Whether it says what it has."""
-    name: str = "there"
     rows: list[int] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     broken: Exception | None = None
@@ -289,6 +289,20 @@ def test_files_that_would_be_empty_are_not_made(store, tmp_path):
     one.advance(final=True)
     one.close()
     assert (server.ids, store.list(f"{train_path(RUN)}/wandb")) == ([], [])
+
+
+def test_files_from_before_it_went_to_a_server_are_not_added_to(store, tmp_path):
+    write_journal(store, [1, 2])
+    for server in (Server("files", keeps_files=True), Server("server"), Server("files", keeps_files=True)):
+        one = open_follower(store, server, tmp_path)
+        one.advance(final=True)
+        one.close()
+    assert in_files(store) == [1, 2]
+
+
+def test_no_torch_is_loaded_beside_the_training():
+    code = "import sys, draftyard_trainer.tracking.follower; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

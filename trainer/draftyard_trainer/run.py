@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -286,9 +286,13 @@ def tracked(local: LocalRun) -> list[str]:
     """Where each tracker has the curves, and up to which step."""
     if not local.spec.tracking.report_to:
         return []
-    store = open_store(local.place.workspace, local.place.workspace_s3)
-    run = read_run(store, local.identity.name)
-    return [] if run is None else [outcome(store, run, tracker) for tracker in local.spec.tracking.report_to]
+    # The run has come to its end, whatever can be said of its curves.
+    with suppress(Failure):
+        store = open_store(local.place.workspace, local.place.workspace_s3)
+        run = read_run(store, local.identity.name)
+        if run is not None:
+            return [outcome(store, run, tracker) for tracker in local.spec.tracking.report_to]
+    return []
 
 
 def conclude(local: LocalRun) -> None:

@@ -67,14 +67,15 @@ class Follower:
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._curve = Curve(store, run.run, run.fingerprint)
         self._connection: Connection | None = None
-        self.sent = 0
-        """Number of points."""
         found = tracked_run.read_cursor(store, run.run, tracker)
         self._cursor = tracked_run.next_cursor(found, run, self._destination.name)
         self._write_cursor(self._cursor)
         if self._cursor.open_since is not None:
             self._remove_session(self._cursor.session)
             self._write_cursor(self._cursor.model_copy(update={"sent": self._cursor.open_since, "open_since": None}))
+        if self._destination.keeps_files and self._cursor.sent == Position():
+            # of a former run of this name, or from before it went to a server meanwhile
+            store.delete_folder(self._files)
 
     def advance(self, final: bool) -> None:
         """Send what is new. Raises whatever the library or the storage raises; Superseded."""
@@ -130,7 +131,6 @@ class Follower:
         sent = self._cursor.sent
         for point in batch:
             sent = sent.behind(point)
-        self.sent += len(batch)
         self._upload()
         self._write_cursor(self._cursor.model_copy(update={"sent": sent}))
 
