@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -30,7 +31,7 @@ FINISH_SECONDS = 30.0
 STOP_SECONDS = 5.0
 """What they have when a stage is stopped or fails: everything is saved by then, and the pod must end."""
 FIELDS = set(Train.model_fields) - {"pod"}
-SHOWN = {
+SHOWN: dict[str, Any] = {
     "run": True, "mode": True, "draft": True, "aux_layers": True, "draft_tokens": True, "prepared": True,
     "hidden_states": {"key"}, "fingerprint": True, "target": {"model", "revision", "dtype"}, "train": FIELDS,
 }  # fmt: skip

@@ -62,7 +62,7 @@ class MlflowRun:
         self._id = found[0].info.run_id
         self._last_step = int(found[0].data.metrics.get(STEP, 0))
         self._client.update_run(self._id, status="RUNNING")
-        self.url = None
+        self.url: str | None = None
         if urlsplit(block.uri).scheme in ("http", "https"):
             self.url = f"{destination(run.tracking).name.partition(' ')[0]}/#/experiments/{number}/runs/{self._id}"
 
