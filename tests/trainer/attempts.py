@@ -22,7 +22,7 @@ ALONE = ("-m", "draftyard_trainer.train")
 IN_PAIRS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *ALONE)
 SUPERVISED = ("-m", "draftyard_api.cli", "train")
 """As a pod starts it: with as many processes as the task says."""
-SECONDS = 120
+SECONDS = 300
 
 
 def start(

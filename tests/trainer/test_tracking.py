@@ -283,6 +283,13 @@ def test_files_of_a_session_that_was_killed_are_written_anew(store, tmp_path, is
     assert sessions == ["session-1", "session-3"]
 
 
+def test_beside_a_server_nothing_is_left_in_the_workspace(store, tmp_path):
+    write_journal(store, [1])
+    open_follower(store, Server(), tmp_path / "scratch").advance(final=True)
+    assert (tmp_path / "scratch/wandb").is_dir()
+    assert not (store.root / "train/r/wandb").exists()
+
+
 def test_files_that_would_be_empty_are_not_made(store, tmp_path):
     server = Server(keeps_files=True)
     one = open_follower(store, server, tmp_path)

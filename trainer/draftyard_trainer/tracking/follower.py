@@ -63,7 +63,9 @@ class Follower:
         self._seconds = seconds
         self._destination = self._module.destination(run.tracking)
         self._files = files_path(run.run, tracker)
-        self._folder = store.root / self._files if isinstance(store, LocalStore) else scratch / tracker
+        # what a library leaves beside a server is nothing for the workspace
+        is_there = isinstance(store, LocalStore) and self._destination.keeps_files
+        self._folder = store.root / self._files if is_there else scratch / tracker
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._curve = Curve(store, run.run, run.fingerprint)
         self._connection: Connection | None = None
