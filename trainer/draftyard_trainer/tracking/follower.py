@@ -64,8 +64,9 @@ class Follower:
         self._destination = self._module.destination(run.tracking)
         self._files = files_path(run.run, tracker)
         # what a library leaves beside a server is nothing for the workspace
-        is_there = isinstance(store, LocalStore) and self._destination.keeps_files
-        self._folder = store.root / self._files if is_there else scratch / tracker
+        self._folder = scratch / tracker
+        if isinstance(store, LocalStore) and self._destination.keeps_files:
+            self._folder = store.root / self._files
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._curve = Curve(store, run.run, run.fingerprint)
         self._connection: Connection | None = None
