@@ -152,8 +152,8 @@ def evaluate_task(
     return EvaluateTask(
         run=run.name, uid=run.uid, workspace=place.workspace, workspace_s3=place.workspace_s3,
         target=located_target(spec, place),
-        prepared=prepared.prepared, evaluate=spec.evaluate, export=spec.export, fingerprint=prepared.fingerprint,
-        reclaims=reclaimed(spec, states),
+        prepared=prepared.prepared, evaluate=spec.evaluate, export=spec.export, tracking=spec.tracking,
+        fingerprint=prepared.fingerprint, reclaims=reclaimed(spec, states),
     )  # fmt: skip
 
 

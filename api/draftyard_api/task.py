@@ -124,6 +124,8 @@ class EvaluateTask(BaseTask):
     """How to judge, and the gate."""
     export: Export
     """What to do when a draft is already there."""
+    tracking: Tracking = Tracking()
+    """Where the result goes."""
     fingerprint: str
     """Identity of the result."""
     reclaims: CacheRef | None = None

@@ -48,6 +48,19 @@ def test_pip_is_asked_for_what_the_project_says(name, tmp_path):
     assert done.stdout.splitlines() == [*project["dependencies"], *project["optional-dependencies"][name]]
 
 
+def test_the_trainer_has_the_libraries_of_all_trackers(tmp_path):
+    assert "wanted.py trainer tracking >" in (ROOT / "images/trainer/Dockerfile").read_text()
+    for file in ("images/wanted.py", "pyproject.toml"):
+        shutil.copy(ROOT / file, tmp_path)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "wanted.py", "tracking"], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = [line for tracker in ("wandb", "tensorboard", "swanlab", "mlflow") for line in extras[tracker]]
+    assert [line for line in done.stdout.splitlines() if line in named] == named
+    assert "draftyard[" not in done.stdout, "the project itself comes out of no registry"
+
+
 def test_an_operator_without_torch():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"], *project["optional-dependencies"]["operator"]]

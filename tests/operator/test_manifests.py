@@ -133,7 +133,7 @@ def test_no_text_of_the_spec_reaches_a_shell_and_no_value_of_a_secret_is_known(s
     assert secrets["AWS_SESSION_TOKEN"]["secretKeyRef"]["optional"] is True
     assert ("DATA_AWS_ACCESS_KEY_ID" in secrets) is (stage is Stage.PREPARE)
     assert ("DRAFT_AWS_ACCESS_KEY_ID" in secrets) is (stage is Stage.PREPARE)
-    assert ("WANDB_API_KEY" in secrets) is (stage is Stage.TRAIN)
+    assert ("WANDB_API_KEY" in secrets) is (stage in (Stage.TRAIN, Stage.EVALUATE))
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=str)

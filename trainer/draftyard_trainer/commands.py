@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import Stage
+from draftyard_api.schema import Tracker
 from draftyard_trainer import run as local
 from draftyard_trainer.storage.opening import open_store
 from draftyard_trainer.storage.store import Store
@@ -118,6 +120,29 @@ def convert(arguments: Sequence[str]) -> int:
     target = f"file://{folder.resolve()}" if folder.is_dir() else options.target
     try:
         return converting.convert(options.source, options.out, target, Console())
+    except Failure as failure:
+        return local.tell(Console(stderr=True), failure)
+
+
+def track(arguments: Sequence[str]) -> int:
+    """Send a run's curves to trackers that have not got all of them: `draftyard track sync WORKSPACE --run NAME`."""
+    from draftyard_trainer.tracking.sync import sync  # noqa: PLC0415  as above
+
+    parser = argparse.ArgumentParser(prog="draftyard track", description=track.__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="sync")
+    verb = verbs.add_parser("sync", description=track.__doc__)
+    workspace_argument(verb)
+    verb.add_argument("--run", required=True, metavar="NAME", help="the run, of which no training is going on")
+    verb.add_argument(
+        "--to",
+        action="append",
+        default=[],
+        choices=get_args(Tracker),
+        help="a tracker, in place of those of the run's spec; may be repeated",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        return sync(opened(options.workspace), options.run, options.to, Console())
     except Failure as failure:
         return local.tell(Console(stderr=True), failure)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from draftyard_api.exit_codes import ExitCode, Failure
-from draftyard_api.names import Stage, export_path
+from draftyard_api.names import EVALUATION, Stage, export_path
 from draftyard_api.progress import Acceptance, StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.task import EvaluateTask
@@ -40,8 +40,8 @@ from draftyard_trainer.storage.opening import open_store
 from draftyard_trainer.storage.store import Store
 from draftyard_trainer.target.capture import CapturedTarget
 from draftyard_trainer.target.location import locate
+from draftyard_trainer.tracking.following import send_results
 
-EVALUATION = "evaluation.json"
 TOKENS_AT_ONCE = 8192
 """Captured together: at most 0.4 GB of states for a width of 4096 in float32."""
 
@@ -60,7 +60,11 @@ def evaluate(task: EvaluateTask, reporter: Reporter) -> StageResult:
         report = measure(store, task, exported, reporter)
         content = report.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode()
         store.publish(f"{export_path(task.run)}/{EVALUATION}", content)
-    return reclaim(store, task, conclude(store, task, exported, report))
+    try:
+        return reclaim(store, task, conclude(store, task, exported, report))
+    finally:
+        # Also below the gate: the report is there.
+        send_results(store, task)
 
 
 def judged_as(task: EvaluateTask) -> Settings:

@@ -48,10 +48,13 @@ class Journal:
 
     @classmethod
     def open(cls, fence: Fence, run: str, steps: int) -> Journal:
-        """Keep the lines of the first `steps` steps."""
+        """Keep the lines of the first `steps` steps: the others are gone at once, before a tracker reads them."""
         name = f"{train_path(run)}/{METRICS}"
         lines = fence.store.read(name).decode().splitlines() if fence.store.exists(name) else []
-        return cls(fence, run, [line for line in lines if json.loads(line)["step"] <= steps])
+        kept = [line for line in lines if json.loads(line)["step"] <= steps]
+        if len(kept) < len(lines):
+            fence.store.publish(name, "".join(f"{line}\n" for line in kept).encode())
+        return cls(fence, run, kept)
 
     def add(self, line: dict[str, Any]) -> bool:
         """Add a line. Returns whether its loss is a spike, which changes nothing but the line."""
@@ -104,6 +107,7 @@ def journal_line(
     sums = report.sums
     return {
         "step": state.step,
+        "time": round(time.time(), 3),
         "epoch": state.epoch,
         "rows": [step.epoch, step.first_row, step.next_row],
         "documents": report.trained.documents,

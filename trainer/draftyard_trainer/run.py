@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,10 @@ from draftyard_api.spec import DraftTrainingSpec
 from draftyard_api.task import BaseTask, StoredStatesRef
 from draftyard_trainer import display
 from draftyard_trainer.reporting import interrupted, read_progress
+from draftyard_trainer.storage.opening import open_store
+from draftyard_trainer.tracking.sync import outcome
+from draftyard_trainer.tracking.tracked_run import read_run
+from draftyard_trainer.tracking.tracker import is_installed, not_installed
 
 POLL_SECONDS = 0.2
 
@@ -144,10 +148,12 @@ def require_reachable(spec: DraftTrainingSpec, place: Place) -> None:
 
 
 def without_effect(spec: DraftTrainingSpec) -> list[str]:
-    """What is asked for and does nothing in this version: said at the start, so that nobody waits for it."""
-    lines = []
-    if spec.tracking.report_to:
-        lines.append(f"spec.tracking.reportTo: {', '.join(spec.tracking.report_to)}: not sent yet; see metrics.jsonl")
+    """What is asked for and will not happen: said at the start, so that nobody waits for it."""
+    lines = [
+        f"spec.tracking.reportTo: {tracker}: {not_installed(tracker)}; metrics.jsonl has every point"
+        for tracker in spec.tracking.report_to
+        if not is_installed(tracker)
+    ]
     return lines
 
 
@@ -274,12 +280,27 @@ def read_result(folder: Path, stage: Stage, exit_code: int) -> StageResult:
     return StageResult(stage=stage, exit_code=code, reason=reason, message=f"{stage} ended with {exit_code}")
 
 
+def tracked(local: LocalRun) -> list[str]:
+    """Where each tracker has the curves, and up to which step."""
+    if not local.spec.tracking.report_to:
+        return []
+    # The run has come to its end, whatever can be said of its curves.
+    with suppress(Failure):
+        store = open_store(local.place.workspace, local.place.workspace_s3)
+        run = read_run(store, local.identity.name)
+        if run is not None:
+            return [outcome(store, run, tracker) for tracker in local.spec.tracking.report_to]
+    return []
+
+
 def conclude(local: LocalRun) -> None:
     """The table, the serve commands, and the one line on stdout that scripts read."""
     console, spec = local.console, local.spec
     draft = f"{local.place.workspace.removeprefix('file://')}/{names.export_path(local.identity.name)}"
     draft_tokens = spec.evaluate.draft_tokens if spec.evaluate else 3
     console.print(display.stage_table(local.results))
+    for line in tracked(local):
+        console.print(line, highlight=False, soft_wrap=True)
     target = storage_uri.parse(local.place.resolve(spec.target.model))
     for line in display.serve_lines(target.path or str(target), draft, draft_tokens):
         console.print(line, highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import torch
+from pydantic import JsonValue
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import Stage, checkpoint_path, train_path
@@ -39,6 +40,7 @@ from draftyard_trainer.reporting import Reporter, interrupted
 from draftyard_trainer.saving import Saver
 from draftyard_trainer.storage.opening import open_store
 from draftyard_trainer.storage.store import Store
+from draftyard_trainer.tracking.following import begin, following
 
 NO_STEP = -1
 ROWS = {"seed", "epochs", "row_tokens", "tokens_per_batch"}
@@ -55,13 +57,16 @@ def train(task: TrainTask, reporter: Reporter) -> StageResult:
     finished = exporting.find_finished(store, task)
     if finished is not None:
         return reclaim(store, task, finished) if parallel.leads() else finished
-    with parallel.join() as world:
+    # Trackers are waited for at the end, when the other processes are let go.
+    with following() as followers, parallel.join() as world:
         dataset = PreparedDataset.open_checked(store, task.prepared)
         source = open_source(store, task, dataset, world.device)
         initial = warm_start.open_initial(store, task, dataset.manifest)
         fence = Fence.take(store, task) if world.leads else None
         run = Run(task, store, fence, reporter, dataset, build_trainer(task, dataset, source, world, initial))
         run.resume()
+        if world.leads:
+            begin(followers, store, task, run.facts())
         run.to_the_end()
         result = reclaim(store, task, run.export()) if world.leads else StageResult(stage=Stage.TRAIN)
         world.barrier()
@@ -145,6 +150,19 @@ class Run:
             source=states.key if states else "online",
             fingerprint=self.task.fingerprint,
         )
+
+    def facts(self) -> dict[str, JsonValue]:
+        """What trackers show beside the task."""
+        trainer, counts = self.trainer, self.dataset.manifest.counts
+        return {
+            "targetIdentity": trainer.source.target_identity,
+            "vocabularySha256": self.identity.vocabulary_sha256,
+            "steps": self.state.total_steps,
+            "documents": counts.train_documents,
+            "tokens": counts.train_tokens,
+            "processes": trainer.world.size,
+            "device": trainer.world.device.type,
+        }
 
     def resume(self) -> None:
         """Go on at the newest whole checkpoint, if there is one."""

@@ -114,7 +114,7 @@ def environment(work: Work) -> list[Manifest]:
     if work.stage is Stage.PREPARE:
         made += credentials("data", spec.data.source.s3)
         made += credentials("draft", spec.draft.s3)
-    if work.stage is Stage.TRAIN:
+    if work.stage in (Stage.TRAIN, Stage.EVALUATE):
         tracking = spec.tracking
         made += secret("WANDB_API_KEY", tracking.wandb.secret_ref if tracking.wandb else None)
         made += secret("SWANLAB_API_KEY", tracking.swanlab.secret_ref if tracking.swanlab else None)
