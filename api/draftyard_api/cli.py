@@ -21,6 +21,8 @@ EXTRAS = {
     "presets": "trainer",
     "inspect": "trainer",
     "verify": "trainer",
+    "report": "trainer",
+    "compare": "trainer",
     "operator": "operator",
 }
 """Every verb, in the order of the help text, and the extra that brings it."""

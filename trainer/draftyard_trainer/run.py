@@ -8,13 +8,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +30,9 @@ from draftyard_api.reasons import Reason
 from draftyard_api.spec import DraftTrainingSpec
 from draftyard_api.task import BaseTask, StoredStatesRef
 from draftyard_trainer import display
+from draftyard_trainer.history import record_end
 from draftyard_trainer.reporting import interrupted, read_progress
+from draftyard_trainer.storage.opening import open_store
 
 POLL_SECONDS = 0.2
 
@@ -47,7 +50,7 @@ class LocalRun:
 
     def folder(self, label: str) -> Path:
         """What is kept of one stage process: its task, its result and its log."""
-        return self.workspace / "runs" / self.identity.name / label
+        return self.workspace / names.runs_path(self.identity.name) / label
 
 
 def run(file: Path, workspace: Path, claims: Mapping[str, Path], bucket: str | None = None) -> int:
@@ -224,6 +227,9 @@ def execute(local: LocalRun, label: str, task: BaseTask) -> StageResult:
     ):
         asked = wait(process, Path(state), bar)
         result = read_result(Path(state), stage, process.returncode)
+    # What a run cost is told by all of its processes; a disk that is full is told about by the stage itself.
+    with suppress(Failure, OSError):
+        record_end(open_store(local.place.workspace, local.place.workspace_s3), local.identity.name, label, result)
     # A stage that was just done when it was asked to stop is a success; the run stops all the same.
     if asked and not result.exit_code:
         raise interrupted(stage)
@@ -279,12 +285,15 @@ def read_result(folder: Path, stage: Stage, exit_code: int) -> StageResult:
 def conclude(local: LocalRun) -> None:
     """The table, the serve commands, and the one line on stdout that scripts read."""
     console, spec = local.console, local.spec
-    draft = f"{local.place.workspace.removeprefix('file://')}/{names.export_path(local.identity.name)}"
+    workspace = local.place.workspace.removeprefix("file://")
+    draft = f"{workspace}/{names.export_path(local.identity.name)}"
     draft_tokens = spec.evaluate.draft_tokens if spec.evaluate else 3
     console.print(display.stage_table(local.results))
     target = storage_uri.parse(local.place.resolve(spec.target.model))
     for line in display.serve_lines(target.path or str(target), draft, draft_tokens):
         console.print(line, highlight=False, soft_wrap=True)
+    report = shlex.join(["draftyard", "report", workspace, "--run", local.identity.name])
+    console.print(f"a page about it: {report}", highlight=False, soft_wrap=True)
     last = local.results[-1]
     acceptance = last.acceptance or (last.trained.acceptance if last.trained else None)
     if acceptance is None:
