@@ -88,6 +88,7 @@ MANIFEST = "MANIFEST.json"
 PUBLISHED = "PUBLISHED.json"
 FENCE = "_EPOCH"
 METRICS = "metrics.jsonl"
+EVALUATION = "evaluation.json"
 HISTORY = "history.jsonl"
 
 

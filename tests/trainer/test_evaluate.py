@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from draftyard_api.exit_codes import ExitCode, Failure
-from draftyard_api.names import PUBLISHED, Stage, export_path, train_path
+from draftyard_api.names import EVALUATION, PUBLISHED, Stage, export_path, train_path
 from draftyard_api.progress import Prepared
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import Data, DataSource, Draft, Evaluate, Export, FileSource, Target, Train
@@ -25,7 +25,7 @@ from draftyard_trainer.draft.config import derive
 from draftyard_trainer.draft.manifest import Evaluation, Published, Seconds, Settings, TeacherForced
 from draftyard_trainer.draft.model import DraftModel
 from draftyard_trainer.draft.testing import tiny_provenance
-from draftyard_trainer.evaluate import EVALUATION, batches, evaluate, explain
+from draftyard_trainer.evaluate import batches, evaluate, explain
 from draftyard_trainer.export import Evidence, export_draft, target_facts
 from draftyard_trainer.prepare import prepare
 from draftyard_trainer.reporting import Reporter

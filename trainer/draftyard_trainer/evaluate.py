@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from draftyard_api.exit_codes import ExitCode, Failure
-from draftyard_api.names import Stage, export_path
+from draftyard_api.names import EVALUATION, Stage, export_path
 from draftyard_api.progress import Acceptance, StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.task import EvaluateTask
@@ -41,7 +41,6 @@ from draftyard_trainer.storage.store import Store
 from draftyard_trainer.target.capture import CapturedTarget
 from draftyard_trainer.target.location import locate
 
-EVALUATION = "evaluation.json"
 TOKENS_AT_ONCE = 8192
 """Captured together: at most 0.4 GB of states for a width of 4096 in float32."""
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -94,21 +93,12 @@ def open_cache(store: Store, key: str, num_shards: int, names: AbstractSet[str])
 
 
 def width_of(store: Store, folder: str) -> int | None:
-    """Hidden size, as the config beside the states says it."""
-    try:
-        return int(read_target_config(store, folder)["hidden_size"])
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def read_target_config(store: Store, folder: str) -> dict[str, Any]:
-    """The target's config beside the states, empty without one; of a file of gigabytes only the header is read."""
+    """Hidden size, as the config beside the states says it; of a file of gigabytes only the header is read."""
     try:
         entries, _ = read_entries(partial(store.read_range, f"{folder}/{TARGET_FILE}"), TARGET_FILE)
-        found = json.loads(entries["__metadata__"]["config"])
+        return int(json.loads(entries["__metadata__"]["config"])["hidden_size"])
     except (FileNotFoundError, KeyError, TypeError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
 
 
 def drafts(store: Store) -> list[Draft]:

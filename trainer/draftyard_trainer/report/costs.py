@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from draftyard_api.names import Stage, export_path, train_path
+from draftyard_api.names import Stage
 from draftyard_trainer.report.record import Record
 
 
@@ -80,14 +80,14 @@ def train(record: Record) -> Cost | None:
     if seconds is None:
         seconds, note = float(np.nansum(record.curve.column("seconds"))), "steps only"
     tokens = int(np.nansum(record.curve.column("tokens")))
-    return Cost("train", processes, seconds, tokens, record.stored_bytes[train_path(record.run)], memory, note)
+    return Cost("train", processes, seconds, tokens, record.train_bytes, memory, note)
 
 
 def export(record: Record) -> Cost | None:
     """The draft, which train writes."""
     if record.manifest is None:
         return None
-    return Cost("export", None, None, None, record.stored_bytes[export_path(record.run)], None, "part of train")
+    return Cost("export", None, None, None, record.export_bytes, None, "part of train")
 
 
 def evaluate(record: Record) -> Cost | None:

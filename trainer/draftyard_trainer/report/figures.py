@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from draftyard_trainer.hidden_states.fidelity import BINS_PER_DECADE, SMALLEST
+from draftyard_trainer.hidden_states.rounding import BINS_PER_DECADE, SMALLEST
 from draftyard_trainer.report.curve import Curve, Values, drawable, smooth, thin
-from draftyard_trainer.report.record import Documents, Record
+from draftyard_trainer.report.documents import Documents
+from draftyard_trainer.report.record import Record
 
 SERIES = 8
 """Colours that the style sheet has: `--series-1` and so on, again from the first after the last."""

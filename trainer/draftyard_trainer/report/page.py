@@ -20,7 +20,6 @@ from draftyard_api import serving
 from draftyard_api.names import export_path
 from draftyard_trainer import display
 from draftyard_trainer.draft.manifest import ServeLines
-from draftyard_trainer.export import shell_path
 from draftyard_trainer.report import figures
 from draftyard_trainer.report.costs import costs
 from draftyard_trainer.report.figures import Figure
@@ -108,7 +107,7 @@ def serve_lines(record: Record, reach: Reach | None) -> ServeLines | None:
         return record.published.serve
     if record.manifest is None:
         return None
-    target = shell_path(record.manifest.target.model)
-    draft = shell_path(f"{record.where}/{export_path(record.run)}")
+    target = serving.location(record.manifest.target.model)
+    draft = serving.location(f"{record.where}/{export_path(record.run)}")
     drafted = reach.draft_tokens if reach else 3
     return ServeLines(vllm=serving.vllm(target, draft, drafted), sglang=serving.sglang(target, draft, drafted))

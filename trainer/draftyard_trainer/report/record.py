@@ -6,59 +6,78 @@ A run may be unfinished, ungated, without stored states or without held-out data
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import (
+    EVALUATION,
     MANIFEST,
     METRICS,
     PUBLISHED,
     TASK_FILE,
     Stage,
-    checkpoint_path,
     export_path,
-    hidden_states_path,
     history_path,
-    prepared_path,
     runs_path,
     train_path,
 )
 from draftyard_api.reasons import Reason
 from draftyard_api.task import EvaluateTask, TrainTask
-from draftyard_trainer import inventory
-from draftyard_trainer.checkpoint import CheckpointManifest, steps_of
 from draftyard_trainer.data.manifest import PreparedManifest
-from draftyard_trainer.data.prepared import INDEX, INDEX_DTYPE, VOCABULARY, VOCABULARY_DTYPE
 from draftyard_trainer.draft.manifest import Evaluation, Manifest, Published
-from draftyard_trainer.evaluate import EVALUATION
-from draftyard_trainer.hidden_states.key import USERS
 from draftyard_trainer.history import StageEnd
-from draftyard_trainer.inventory import Cache, PreparedFolder
 from draftyard_trainer.report.curve import Curve, read_curve
+from draftyard_trainer.report.documents import Documents, find_documents
+from draftyard_trainer.report.states import States, View, find_states
 from draftyard_trainer.storage.store import Store
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-Numbers = npt.NDArray[np.int64]
+CHECKPOINT = re.compile(rf"/step-\d+/{MANIFEST}$")
+"""Numbers of steps have leading zeros, so names are in the order of steps."""
 
 
-@dataclass(frozen=True, eq=False)
-class Documents:
-    """The prepared documents of a run."""
+class Score(View):
+    """One held-out evaluation."""
 
-    name: str
-    manifest: PreparedManifest
-    train_lengths: Numbers
-    """Tokens of each training document."""
-    held_out_lengths: Numbers
-    """Tokens of each held-out document."""
-    vocabulary_counts: Numbers
-    """How often training documents supervise each member of the draft vocabulary, most frequent first."""
+    step: int
+    """Optimizer steps before it."""
+    tau_sim: float
+    """Simulated acceptance length."""
+    per_position: tuple[float, ...]
+    """Joint accuracy of the first K steps."""
+    documents: int
+    """Held-out documents behind it."""
+
+
+class Identity(View):
+    """What a checkpoint is a state of."""
+
+    vocabulary_sha256: str
+    """The draft vocabulary."""
+
+
+class Standing(View):
+    """Where a training stands: what a report needs of a checkpoint's manifest, of whatever version."""
+
+    step: int
+    """Optimizer steps done."""
+    total_steps: int
+    """Of the whole training."""
+    identity: Identity
+    """What it is a state of."""
+    scores: tuple[Score, ...] = ()
+    """All held-out evaluations so far."""
+
+    @property
+    def best(self) -> Score | None:
+        """The evaluation with the highest acceptance; the earliest of equals."""
+        return max(self.scores, key=lambda score: score.tau_sim, default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,22 +95,22 @@ class Record:
     """Of this very export."""
     curve: Curve
     """A line per step."""
-    checkpoint: CheckpointManifest | None
+    checkpoint: Standing | None
     """The newest one: where an unfinished training stands, and all held-out scores."""
     documents: Documents | None
     """What it was trained on."""
-    states: Cache | None
+    states: States | None
     """Offline: the stored hidden states."""
-    target_config: dict[str, Any] | None
-    """Of the target, where it lies beside the states."""
     history: tuple[StageEnd, ...]
     """How every process of a stage ended, in order; only runs of this machine keep that."""
     train_task: TrainTask | None
     """What training was told, where it is kept."""
     evaluate_task: EvaluateTask | None
     """What evaluate was told, where it is kept."""
-    stored_bytes: dict[str, int]
-    """Bytes below `train/<run>` and `export/<run>`."""
+    train_bytes: int
+    """Bytes below `train/<run>`."""
+    export_bytes: int
+    """Bytes below `export/<run>`."""
 
     @property
     def mode(self) -> str | None:
@@ -127,11 +146,15 @@ def choose_run(store: Store, wanted: str | None) -> str:
 
 def read_record(store: Store, run: str) -> Record:
     """Read what a run left. Raises Failure where storage does not answer; whatever is broken counts as absent."""
-    manifest = inventory.read_draft(store, run)
+    manifest = read_model(store, f"{export_path(run)}/{MANIFEST}", Manifest)
     exported = sha256_of(store, f"{export_path(run)}/{MANIFEST}")
     checkpoint = newest_checkpoint(store, run)
     train_task = read_model(store, f"{runs_path(run)}/{Stage.TRAIN}/{TASK_FILE}", TrainTask)
-    states = find_states(store, run, manifest, train_task)
+    history = read_history(store, run)
+    told = train_task.hidden_states if train_task else None
+    states = find_states(
+        store, run, (told.key, told.num_shards) if told else None, manifest.hidden_states_key if manifest else None
+    )
     return Record(
         run=run,
         where=store.uri,
@@ -140,17 +163,19 @@ def read_record(store: Store, run: str) -> Record:
         published=of_export(read_model(store, f"{export_path(run)}/{PUBLISHED}", Published), exported),
         curve=read_curve(read_text(store, f"{train_path(run)}/{METRICS}")),
         checkpoint=checkpoint,
-        documents=find_documents(store, manifest, train_task, states, checkpoint),
+        documents=find_documents(store, belonging(manifest, prepared_name(train_task, history), states, checkpoint)),
         states=states,
-        target_config=config_beside(store, states),
-        history=read_history(store, run),
+        history=history,
         train_task=train_task,
         evaluate_task=read_model(store, f"{runs_path(run)}/{Stage.EVALUATE}/{TASK_FILE}", EvaluateTask),
-        stored_bytes={
-            folder: sum(store.size(name) or 0 for name in store.list(folder))
-            for folder in (train_path(run), export_path(run))
-        },
+        train_bytes=bytes_below(store, train_path(run)),
+        export_bytes=bytes_below(store, export_path(run)),
     )
+
+
+def bytes_below(store: Store, folder: str) -> int:
+    """Size of all objects below a folder."""
+    return sum(store.size(name) or 0 for name in store.list(folder))
 
 
 def read_text(store: Store, name: str) -> str:
@@ -191,81 +216,33 @@ def read_history(store: Store, run: str) -> tuple[StageEnd, ...]:
     return tuple(found)
 
 
-def newest_checkpoint(store: Store, run: str) -> CheckpointManifest | None:
-    """The manifest of the newest checkpoint that this version can read."""
-    found = (
-        read_model(store, f"{checkpoint_path(run, step)}/{MANIFEST}", CheckpointManifest)
-        for step in reversed(steps_of(store, run))
-    )
-    return next((manifest for manifest in found if manifest is not None), None)
+def newest_checkpoint(store: Store, run: str) -> Standing | None:
+    """The newest checkpoint whose manifest can be read."""
+    names = [name for name in store.list(train_path(run)) if CHECKPOINT.search(name)]
+    found = (read_model(store, name, Standing) for name in reversed(names))
+    return next((standing for standing in found if standing is not None), None)
 
 
-def find_states(store: Store, run: str, manifest: Manifest | None, task: TrainTask | None) -> Cache | None:
-    """The stored hidden states of a run: what training was told, else what carries the run's mark."""
-    names = set(store.list("hidden-states"))
-    folders = {(match[1], int(match[2])) for name in names if (match := inventory.CACHE.match(name))}
-    told = task.hidden_states if task else None
-    if told is not None:
-        wanted = {(told.key, told.num_shards)}
-    else:
-        wanted = {each for each in folders if f"{hidden_states_path(*each)}/{USERS}/{run}" in names}
-        if manifest is not None:
-            # An earlier run of the same name may have left its mark elsewhere.
-            wanted = {each for each in wanted if each[0] == manifest.hidden_states_key}
-    chosen = min(wanted & folders, default=None)
-    return None if chosen is None else inventory.open_cache(store, *chosen, names)
+def prepared_name(task: TrainTask | None, history: Sequence[StageEnd]) -> str | None:
+    """The folder of the documents, as training was told or as prepare said."""
+    if task is not None:
+        return task.prepared
+    return next((end.result.prepared.prepared for end in reversed(history) if end.result.prepared), None)
 
 
-def config_beside(store: Store, states: Cache | None) -> dict[str, Any] | None:
-    """The target's config, as the states keep it."""
-    if states is None:
-        return None
-    return inventory.read_target_config(store, hidden_states_path(states.key, states.num_shards)) or None
+def belonging(
+    manifest: Manifest | None, told: str | None, states: States | None, checkpoint: Standing | None
+) -> Callable[[str, PreparedManifest], bool]:
+    """Whether a folder of documents is the run's: by what the export says, by name, by a checkpoint, by the states."""
 
-
-def find_documents(
-    store: Store,
-    manifest: Manifest | None,
-    task: TrainTask | None,
-    states: Cache | None,
-    checkpoint: CheckpointManifest | None,
-) -> Documents | None:
-    """The prepared documents of a run, known by name, or by hashes that an export, a checkpoint or states carry."""
-
-    def belongs(folder: PreparedFolder) -> bool:
-        found = folder.manifest
-        if found is None:
-            return False
+    def belongs(name: str, found: PreparedManifest) -> bool:
         if manifest is not None:
             same = found.tokens_sha256 == manifest.data.tokens_sha256
             return same and found.vocab_size == manifest.vocabulary.size
-        if task is not None:
-            return folder.name == task.prepared
+        if told is not None:
+            return name == told
         if checkpoint is not None:
             return found.vocabulary_sha256 == checkpoint.identity.vocabulary_sha256
-        key = states.document if states else None
-        return key is not None and found.tokens_sha256 == key.tokens_sha256
+        return states is not None and states.key is not None and found.tokens_sha256 == states.key.tokens_sha256
 
-    chosen = next(filter(belongs, inventory.prepared_folders(store)), None)
-    if chosen is None or chosen.manifest is None:
-        return None
-    folder = prepared_path(chosen.name)
-    index = read_array(store, f"{folder}/{INDEX}", INDEX_DTYPE)
-    lengths, held_out = index["num_tokens"].astype(np.int64), index["held_out"].astype(np.bool_)
-    counts = read_array(store, f"{folder}/{VOCABULARY}", VOCABULARY_DTYPE)["count"].astype(np.int64)
-    return Documents(
-        name=chosen.name,
-        manifest=chosen.manifest,
-        train_lengths=lengths[~held_out],
-        held_out_lengths=lengths[held_out],
-        vocabulary_counts=np.sort(counts)[::-1],
-    )
-
-
-def read_array(store: Store, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Records of a file; none where it is absent or cut short, which `draftyard verify` is there to say."""
-    try:
-        content = store.read(name)
-    except FileNotFoundError:
-        content = b""
-    return np.frombuffer(content[: len(content) // dtype.itemsize * dtype.itemsize], dtype=dtype)
+    return belongs

@@ -15,8 +15,8 @@ def settings(record: Record) -> dict[str, str]:
     if record.mode is not None:
         found["mode"] = record.mode
     found |= of_draft(record) | of_training(record) | of_data(record)
-    if record.states is not None and record.states.document is not None:
-        found["codec"] = record.states.document.codec
+    if record.states is not None and record.states.key is not None:
+        found["codec"] = record.states.key.codec
     if record.evaluation is not None:
         judged = flat(record.evaluation.settings)
         found |= {f"evaluate.{name}": value for name, value in judged.items()}

@@ -160,7 +160,7 @@ def find_shape(record: Record) -> TargetShape | None:
     if told is not None:
         return told
     name = record.manifest.target.model.removeprefix("hf://") if record.manifest else ""
-    config = record.target_config or WELL_KNOWN.get(name)
+    config = (record.states and record.states.target_config) or WELL_KNOWN.get(name)
     try:
         return TargetShape.from_config(config) if config is not None else None
     except (ValueError, TypeError):
