@@ -29,8 +29,9 @@ const background = (element) => {
   }
   return layers.reverse().reduce((below, top) => over(top, below), { red: 255, green: 255, blue: 255, alpha: 1 });
 };
+// Plotly measures texts in a drawing far outside of the window.
 const isVisible = (element) => element.checkVisibility({ checkOpacity: true, checkVisibilityCSS: true })
-  && element.getBoundingClientRect().width > 0;
+  && element.getBoundingClientRect().width > 0 && element.getBoundingClientRect().right > 0;
 
 // Every visible text with its contrast.
 function texts() {

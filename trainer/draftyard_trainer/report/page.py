@@ -93,9 +93,10 @@ def scale(record: Record, verdict: Verdict) -> dict[str, float | None]:
     reach = verdict.reach
     if reach is None:
         return {}
+    most = reach.draft_tokens
 
     def place(length: float | None) -> float | None:
-        return None if length is None else round(100 * min(max((length - 1) / reach.draft_tokens, 0), 1), 2)
+        return None if length is None else round(100 * min(max((length - 1) / most, 0), 1), 2)
 
     low, high = reach.interval or (None, None)
     return {"length": place(reach.length), "low": place(low), "high": place(high), "gate": place(record.gate)}

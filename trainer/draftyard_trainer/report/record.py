@@ -151,10 +151,7 @@ def read_record(store: Store, run: str) -> Record:
     checkpoint = newest_checkpoint(store, run)
     train_task = read_model(store, f"{runs_path(run)}/{Stage.TRAIN}/{TASK_FILE}", TrainTask)
     history = read_history(store, run)
-    told = train_task.hidden_states if train_task else None
-    states = find_states(
-        store, run, (told.key, told.num_shards) if told else None, manifest.hidden_states_key if manifest else None
-    )
+    states = None if is_online(manifest, train_task) else states_of(store, run, manifest, train_task)
     return Record(
         run=run,
         where=store.uri,
@@ -171,6 +168,20 @@ def read_record(store: Store, run: str) -> Record:
         train_bytes=bytes_below(store, train_path(run)),
         export_bytes=bytes_below(store, export_path(run)),
     )
+
+
+def is_online(manifest: Manifest | None, task: TrainTask | None) -> bool:
+    """Whether a run is known to have no stored states."""
+    if manifest is not None:
+        return manifest.hidden_states_key is None
+    return task is not None and task.mode == "Online"
+
+
+def states_of(store: Store, run: str, manifest: Manifest | None, task: TrainTask | None) -> States | None:
+    """The stored states of a run that may have some."""
+    told = task.hidden_states if task else None
+    key = manifest.hidden_states_key if manifest else None
+    return find_states(store, run, (told.key, told.num_shards) if told else None, key)
 
 
 def bytes_below(store: Store, folder: str) -> int:

@@ -78,17 +78,21 @@ class States:
 
 
 def find_states(store: Store, run: str, told: tuple[str, int] | None, key: str | None) -> States | None:
-    """The states of a run: those that training was told of, else those that carry its mark.
+    """The states of a run: those that training was told of, else those of the export's key, else those with its mark.
 
-    `told` is a key and a number of shards; `key` that of the export: an earlier run of the same name may have left its
-    mark elsewhere.
+    `told` is a key and a number of shards. Whoever finds states complete trains from them, also without a mark.
     """
     names = set(store.list("hidden-states"))
     folders = {(match[1], int(match[2])) for name in names if (match := CACHE.match(name))}
     marked = {each for each in folders if f"{hidden_states_path(*each)}/{USERS}/{run}" in names}
-    wanted = {told} if told else {each for each in marked if key in (None, each[0])}
-    chosen = min(wanted & folders, default=None)
-    return None if chosen is None else open_states(store, *chosen, names)
+    if told is not None:
+        wanted = {told} & folders
+    elif key is not None:
+        of_key = {each for each in folders if each[0] == key}
+        wanted = of_key & marked or of_key
+    else:
+        wanted = marked
+    return open_states(store, *min(wanted), names) if wanted else None
 
 
 def open_states(store: Store, key: str, num_shards: int, names: AbstractSet[str]) -> States:
