@@ -36,7 +36,7 @@
     return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, coloured(each)]));
   };
   const axis = (title, log, format) => ({
-    title: { text: title, standoff: 8 }, type: log ? "log" : "linear", tickformat: format, automargin: true,
+    title: { text: title, standoff: 8, font: { size: 12.5 } }, type: log ? "log" : "linear", tickformat: format, automargin: true,
     gridcolor: colour("--grid"), zeroline: false, linecolor: colour("--border"), showline: true,
     tickcolor: colour("--border"), ticks: "outside", ticklen: 4, fixedrange: true,
     ...(log ? { dtick: 1, exponentformat: "power" } : {}),
