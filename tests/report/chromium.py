@@ -63,5 +63,6 @@ def look(context: BrowserContext, file: Path, draws: bool = True) -> Looked:
     page.goto(file.as_uri())
     looked.requests.remove(file.as_uri())
     if draws:
-        page.wait_for_function("() => document.documentElement.dataset.drawn !== undefined")
+        # by an attribute: waiting for a function would evaluate a text, which the page's policy forbids
+        page.wait_for_selector("html[data-drawn]", state="attached")
     return looked

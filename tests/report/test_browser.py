@@ -63,9 +63,7 @@ def test_plots_follow_the_reader_from_light_to_dark(browser: Browser, reports: d
     looked = look(context, reports["whole"])
     light = looked.measure("inks")
     looked.page.emulate_media(color_scheme="dark")
-    looked.page.wait_for_function(
-        "(before) => getComputedStyle(document.querySelector('.plot .js-line')).stroke !== before", arg=light[0]
-    )
+    looked.page.wait_for_selector("html[data-drawn='2']", state="attached")
     dark = looked.measure("inks")
     assert len(dark) == len(light)
     assert all(one != other for one, other in zip(light, dark, strict=True))
@@ -100,7 +98,7 @@ def test_the_copy_button_copies_the_command(browser: Browser, reports: dict[str,
     looked = look(context, reports["whole"])
     button = looked.page.get_by_role("button", name="Copy the command for vLLM")
     button.click()
-    looked.page.wait_for_function("() => document.querySelector('[data-copies=serve-vllm]').textContent === 'Copied'")
+    looked.page.wait_for_selector("[data-copies=serve-vllm]:has-text('Copied')")
     copied = looked.page.evaluate("() => navigator.clipboard.readText()")
     assert copied.startswith("vllm serve ")
     assert json.loads(copied.partition("--speculative-config '")[2].rstrip("'"))["num_speculative_tokens"] == 3

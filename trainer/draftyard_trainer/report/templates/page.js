@@ -55,10 +55,14 @@
       line: { color: colour("--muted"), width: 1, dash: "dot" },
     })),
   });
-  const draw = () => Promise.all(figures.map((figure) => Plotly.react(
-    `plot-${figure.name}`, coloured(figure.traces), layout(figure), { displayModeBar: false, responsive: true },
-  )));
+  let times = 0;
+  const draw = async () => {
+    await Promise.all(figures.map((figure) => Plotly.react(
+      `plot-${figure.name}`, coloured(figure.traces), layout(figure), { displayModeBar: false, responsive: true },
+    )));
+    times += 1;
+    document.documentElement.dataset.drawn = String(times);
+  };
   await draw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  document.documentElement.dataset.drawn = String(figures.length);
 })();
