@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,7 @@ def test_the_copy_button_copies_the_command(browser: Browser, reports: dict[str,
     button.click()
     looked.page.wait_for_selector("[data-copies=serve-vllm]:has-text('Copied')")
     copied = looked.page.evaluate("() => navigator.clipboard.readText()")
-    assert copied.startswith("vllm serve ")
-    assert json.loads(copied.partition("--speculative-config '")[2].rstrip("'"))["num_speculative_tokens"] == 3
+    words = shlex.split(copied)
+    assert words[:2] == ["vllm", "serve"]
+    assert json.loads(words[words.index("--speculative-config") + 1])["num_speculative_tokens"] == 3
     context.close()

@@ -57,7 +57,7 @@ def test_the_top_says_how_good_the_draft_is_and_how_to_serve_it(workshop: Worksh
     low, high = report.interval
     assert f"{report.length:.2f} tokens a pass of the target 95 % interval {low:.2f} to {high:.2f}" in top
     for share in report.per_position:
-        assert f"{100 * share:.1f} %" in top
+        assert f"{share:.1%}" in top
     assert "Published" in top
     assert "vllm serve " in top
     assert "sglang.launch_server" in top
@@ -283,7 +283,7 @@ def test_fidelity_is_drawn_of_codecs_that_round(workshop: Workshop) -> None:
     figure = figures.fidelity_figure(rounded)
     assert figure is not None
     assert figure.traces[0]["y"] == [5, 80, 15]
-    assert "99.00 % of the most likely tokens stay" in page.report(rounded)
+    assert "99.00% of the most likely tokens stay" in page.report(rounded)
 
 
 # -- The commands ---------------------------------------------------------------------------------------

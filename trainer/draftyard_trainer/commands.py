@@ -161,7 +161,7 @@ def compare(arguments: Sequence[str]) -> int:
 def write_page(path: Path, content: str) -> int:
     """Write an HTML file and say where. Returns an exit code."""
     try:
-        path.write_text(content)
+        path.write_text(content, encoding="utf-8")
     except OSError as error:
         failure = Failure(ExitCode.DENIED, Reason.STORAGE_ACCESS_DENIED, f"given {path}: {error.strerror}")
         return local.tell(Console(stderr=True), failure)

@@ -40,8 +40,8 @@ def environment() -> Environment:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """`41 %`."""
-    return f"{100 * share:.{digits}f} %"
+    """`41%`."""
+    return f"{share:.{digits}%}"
 
 
 def count(number: float) -> str:

@@ -12,7 +12,12 @@
         getSelection().selectAllChildren(source);
         button.textContent = "Selected";
       }
-      setTimeout(() => { button.textContent = "Copy"; }, 2000);
+      const name = button.getAttribute("aria-label");
+      button.setAttribute("aria-label", button.textContent);
+      setTimeout(() => {
+        button.textContent = "Copy";
+        button.setAttribute("aria-label", name);
+      }, 2000);
     });
   }
 
