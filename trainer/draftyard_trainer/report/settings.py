@@ -73,7 +73,7 @@ def of_data(record: Record) -> dict[str, str]:
 
 def flat(model: Model) -> dict[str, str]:
     """Plain fields of a value as texts, nested ones by dotted names."""
-    found = {}
+    found: dict[str, str] = {}
     for name, value in model.model_dump(by_alias=True, exclude_none=True, mode="json").items():
         if isinstance(value, dict):
             found |= {f"{name}.{inner}": str(each) for inner, each in value.items()}
