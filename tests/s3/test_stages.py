@@ -90,6 +90,11 @@ def test_a_run_in_buckets_is_a_run_in_folders(
     assert commands.verify([f"s3://{bucket.name}/w"]) == ExitCode.OK
     assert commands.inspect([f"s3://{bucket.name}/w"]) == ExitCode.OK
     assert "2 of 2 complete" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert commands.report([f"s3://{bucket.name}/w", "--out", str(page)]) == ExitCode.OK
+    assert "Published" in page.read_text()
+    assert commands.compare([f"s3://{bucket.name}/w:tiny", str(tmp_path / "workspace")]) == ExitCode.OK
+    assert "acceptance length" in capsys.readouterr().out
 
 
 def test_a_target_that_is_not_there(bucket: Bucket, access: S3Access) -> None:

@@ -68,6 +68,7 @@ def test_rounds_and_accepted_tokens_add_up_to_the_reply():
         counts = count_rounds(tokens(n), prompt, proposals(n, 3, right))
         # Every round yields what it accepted and one token of the target; the last one may lack the latter.
         produced = counts.rounds + counts.accepted
+        assert (len(counts.by_round), sum(counts.by_round)) == (counts.rounds, counts.accepted)
         assert n - prompt - 1 <= produced <= n - prompt
 
 

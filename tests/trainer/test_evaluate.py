@@ -20,6 +20,7 @@ from draftyard_api.task import EvaluateTask, PrepareTask
 from draftyard_trainer import testing
 from draftyard_trainer.answers import ANSWERS, BATCH, Answer, Answers, choose_prompts
 from draftyard_trainer.data.prepared import PreparedDataset
+from draftyard_trainer.data.tokenizer import load_tokenizer
 from draftyard_trainer.draft.config import derive
 from draftyard_trainer.draft.manifest import Evaluation, Published, Seconds, Settings, TeacherForced
 from draftyard_trainer.draft.model import DraftModel
@@ -28,6 +29,7 @@ from draftyard_trainer.evaluate import batches, evaluate, explain
 from draftyard_trainer.export import Evidence, export_draft, target_facts
 from draftyard_trainer.prepare import prepare
 from draftyard_trainer.reporting import Reporter
+from draftyard_trainer.samples import SAMPLES, pieces
 from draftyard_trainer.storage.local import LocalStore
 from draftyard_trainer.target.capture import CapturedTarget
 from draftyard_trainer.target.location import locate
@@ -133,6 +135,34 @@ def test_a_random_draft_is_measured_and_published_without_a_gate(world):
     published = Published.model_validate_json(world.published.read_bytes())
     assert (published.manifest_sha256, published.acceptance) == (result.manifest_sha256, result.acceptance)
     assert result.published == f"file://{world.path(export_path(RUN))}"
+
+
+def test_a_few_replies_are_kept_in_words_with_what_was_accepted(world):
+    evaluate(world.task, reporter())
+    report = Evaluation.model_validate_json(world.report.read_bytes())
+    answers = {answer.doc_id: answer for answer in Answers.model_validate_json(world.answers.read_bytes()).answers}
+    tokenizer = load_tokenizer(locate(world.task.target).path, "tiny", trust_remote_code=False)
+    assert 0 < len(report.samples) <= min(SAMPLES, report.prompts)
+    for sample in report.samples:
+        reply = answers[sample.doc_id].reply
+        assert len(sample.pieces) == len(reply)
+        assert "".join(sample.pieces) == tokenizer.decode(list(reply))
+        assert tokenizer.decode(list(answers[sample.doc_id].prompt)).endswith(sample.prompt)
+        # The first token comes from prefill, and the last round may end with an accepted one.
+        assert sum(sample.accepted) + len(sample.accepted) in (len(reply) - 1, len(reply))
+    assert sum(map(len, (sample.accepted for sample in report.samples))) <= report.rounds
+
+
+def test_characters_of_several_tokens_are_in_the_last_of_them():
+    tokens = [bytes([byte]) for byte in "añ€ b\N{SMILING FACE WITH OPEN MOUTH}".encode()]
+
+    def decode(ids):
+        return b"".join(tokens[each] for each in ids).decode(errors="replace")
+
+    found = pieces(range(len(tokens)), decode)
+    assert found == ("a", "", "ñ", "", "", "€", " ", "b", "", "", "", "\N{SMILING FACE WITH OPEN MOUTH}")
+    cut = pieces(range(len(tokens) - 1), decode)
+    assert (cut[:11], cut[11:]) == ((*found[:10], "\N{REPLACEMENT CHARACTER}"), ())
 
 
 @pytest.mark.parametrize("family", sorted(set(testing.FAMILIES) - {"llama"}))

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from draftyard_api.exit_codes import ExitCode
-from draftyard_api.names import MANIFEST, PUBLISHED, RESULT_FILE
+from draftyard_api.names import HISTORY, MANIFEST, PUBLISHED, RESULT_FILE
 from draftyard_trainer import run as local
 from draftyard_trainer import testing
 
@@ -70,6 +70,10 @@ def test_a_run_ends_with_a_published_draft(tmp_path, capsys, family, mode):
     assert len(manifest["rules"]) == 23
     assert all(rule["result"] in ("pass", "warn") for rule in manifest["rules"])
     assert json.loads(published(workspace).read_text())["manifestSHA256"]
+    history = [json.loads(line) for line in (workspace / "runs" / "tiny" / HISTORY).read_text().splitlines()]
+    labels = [end["label"] for end in history]
+    assert labels == ["prepare", *(["generate-00000"] if mode == "Offline" else []), "train", "evaluate"]
+    assert all(end["result"]["seconds"] > 0 for end in history)
 
 
 def test_a_second_run_does_nothing_twice(world, capsys):
@@ -79,7 +83,9 @@ def test_a_second_run_does_nothing_twice(world, capsys):
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in workspace.rglob("*.safetensors")}
     assert local.run(file, workspace, {}) == ExitCode.OK
-    assert "already trained draft:" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "already trained draft:" in said.out
+    assert f"draftyard report {workspace} --run tiny" in said.err
     assert {path: path.stat().st_mtime_ns for path in workspace.rglob("*.safetensors")} == before
 
 

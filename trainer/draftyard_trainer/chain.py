@@ -32,6 +32,8 @@ class RoundCounts:
 
     rounds: int
     per_position: Ids
+    by_round: tuple[int, ...] = ()
+    """Accepted proposals of each round, in order."""
 
     @property
     def accepted(self) -> int:
@@ -112,7 +114,8 @@ def count_rounds(tokens: Ids, prompt_length: int, proposed_KN: Ids) -> RoundCoun
     """
     num_proposals, n = len(proposed_KN), len(tokens)
     per_position = np.zeros(num_proposals, dtype=np.int64)
-    rounds, verified = 0, prompt_length
+    by_round: list[int] = []
+    verified = prompt_length
     # The last token ends the reply: there is nothing behind it to draft.
     while verified < n - 1:
         accepted = 0
@@ -124,9 +127,9 @@ def count_rounds(tokens: Ids, prompt_length: int, proposed_KN: Ids) -> RoundCoun
             accepted += 1
         # One token more than accepted: the target's own, at the first position where the draft was wrong.
         per_position[:accepted] += 1
-        rounds += 1
+        by_round.append(accepted)
         verified += accepted + 1
-    return RoundCounts(rounds, per_position)
+    return RoundCounts(len(by_round), per_position, tuple(by_round))
 
 
 def count_forced(tokens: Ids, prompt_length: int, proposed_KN: Ids) -> ForcedCounts:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import Stage
+from draftyard_api.reasons import Reason
 from draftyard_api.schema import Tracker
 from draftyard_trainer import run as local
 from draftyard_trainer.storage.opening import open_store
@@ -189,3 +190,51 @@ def verify(arguments: Sequence[str]) -> int:
         return checking.verify(opened(options.workspace), console, options.take_back)
     except Failure as failure:
         return local.tell(console, failure)
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Write one HTML page about a run: how good the draft is, how to serve it, and why."""
+    from draftyard_trainer.report import page  # noqa: PLC0415
+    from draftyard_trainer.report.record import choose_run, read_record  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(prog="draftyard report", description=report.__doc__)
+    workspace_argument(parser)
+    parser.add_argument("--run", metavar="NAME", help="which run, where there are several")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: ./report-NAME.html)")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        store = opened(options.workspace)
+        run = choose_run(store, options.run)
+        return write_page(options.out or Path(f"report-{run}.html"), page.report(read_record(store, run)))
+    except Failure as failure:
+        return local.tell(console, failure)
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Put runs side by side: settings that differ, acceptance, time, bytes; with --html also their curves."""
+    from draftyard_trainer.report import comparison  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(prog="draftyard compare", description=compare.__doc__)
+    parser.add_argument(
+        "runs", nargs="+", metavar="WORKSPACE[:RUN]", help="a folder or s3://bucket/prefix; without :RUN all its runs"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
+    options = parser.parse_args(arguments)
+    try:
+        compared = comparison.columns(comparison.find_records(options.runs, opened))
+    except Failure as failure:
+        return local.tell(Console(stderr=True), failure)
+    Console().print(comparison.table(compared))
+    return write_page(options.html, comparison.page(compared)) if options.html else ExitCode.OK
+
+
+def write_page(path: Path, content: str) -> int:
+    """Write an HTML file and say where. Returns an exit code."""
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        failure = Failure(ExitCode.DENIED, Reason.STORAGE_ACCESS_DENIED, f"given {path}: {error.strerror}")
+        return local.tell(Console(stderr=True), failure)
+    print(f"report: {path}")
+    return ExitCode.OK

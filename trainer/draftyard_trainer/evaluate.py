@@ -36,6 +36,7 @@ from draftyard_trainer.draft.model import DraftModel
 from draftyard_trainer.export import ExportedDraft, open_export, publish
 from draftyard_trainer.hidden_states.reclaiming import reclaim
 from draftyard_trainer.reporting import Reporter
+from draftyard_trainer.samples import sample_replies
 from draftyard_trainer.storage.opening import open_store
 from draftyard_trainer.storage.store import Store
 from draftyard_trainer.target.capture import CapturedTarget
@@ -126,6 +127,7 @@ def measure(store: Store, task: EvaluateTask, exported: ExportedDraft, reporter:
         reply_tokens=sum(len(answer.reply) for answer in answers),
         teacher_forced=predict(counts.forced),
         seconds=Seconds(answering=round(answered - started, 3), drafting=round(time.monotonic() - answered, 3)),
+        samples=sample_replies(files, answers, counts.rounds),
     )
 
 

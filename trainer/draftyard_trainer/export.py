@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import draftyard_api
-from draftyard_api import serving, storage_uri
+from draftyard_api import serving
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import MANIFEST, PUBLISHED, export_path
 from draftyard_api.progress import Acceptance
@@ -256,7 +256,7 @@ def publish(store: Store, run: str, target: Target, acceptance: Acceptance, sett
     content = store.read(f"{name}/{MANIFEST}")
     # The manifest is read back and not passed in: what is published is what lies there.
     uri = f"{store.uri}/{name}"
-    model, draft = shell_path(target.model), shell_path(uri)
+    model, draft = serving.location(target.model), serving.location(uri)
     published = Published(
         manifest_sha256=hashlib.sha256(content).hexdigest(),
         fingerprint=Manifest.model_validate_json(content).fingerprint,
@@ -270,9 +270,3 @@ def publish(store: Store, run: str, target: Target, acceptance: Acceptance, sett
     )
     store.publish(f"{name}/{PUBLISHED}", published.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode())
     return uri
-
-
-def shell_path(uri: str) -> str:
-    """A location as an engine's command line takes it: a folder, or org/name; others stay what they are."""
-    location = storage_uri.parse(uri)
-    return location.path if location.scheme in ("file", "hf") else uri

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from draftyard_api.reasons import Reason
 from draftyard_api.spec import DraftTrainingSpec
 from draftyard_api.task import BaseTask, StoredStatesRef
 from draftyard_trainer import display
+from draftyard_trainer.history import record_end
 from draftyard_trainer.reporting import interrupted, read_progress
 from draftyard_trainer.storage.opening import open_store
 from draftyard_trainer.tracking.sync import outcome
@@ -51,7 +53,7 @@ class LocalRun:
 
     def folder(self, label: str) -> Path:
         """What is kept of one stage process: its task, its result and its log."""
-        return self.workspace / "runs" / self.identity.name / label
+        return self.workspace / names.runs_path(self.identity.name) / label
 
 
 def run(file: Path, workspace: Path, claims: Mapping[str, Path], bucket: str | None = None) -> int:
@@ -149,12 +151,11 @@ def require_reachable(spec: DraftTrainingSpec, place: Place) -> None:
 
 def without_effect(spec: DraftTrainingSpec) -> list[str]:
     """What is asked for and will not happen: said at the start, so that nobody waits for it."""
-    lines = [
+    return [
         f"spec.tracking.reportTo: {tracker}: {not_installed(tracker)}; metrics.jsonl has every point"
         for tracker in spec.tracking.report_to
         if not is_installed(tracker)
     ]
-    return lines
 
 
 @contextmanager
@@ -228,6 +229,9 @@ def execute(local: LocalRun, label: str, task: BaseTask) -> StageResult:
     ):
         asked = wait(process, Path(state), bar)
         result = read_result(Path(state), stage, process.returncode)
+    # What a run cost is told by all of its processes; a disk that is full is told about by the stage itself.
+    with suppress(Failure, OSError):
+        record_end(open_store(local.place.workspace, local.place.workspace_s3), local.identity.name, label, result)
     # A stage that was just done when it was asked to stop is a success; the run stops all the same.
     if asked and not result.exit_code:
         raise interrupted(stage)
@@ -296,7 +300,8 @@ def tracked(local: LocalRun) -> list[str]:
 def conclude(local: LocalRun) -> None:
     """The table, the serve commands, and the one line on stdout that scripts read."""
     console, spec = local.console, local.spec
-    draft = f"{local.place.workspace.removeprefix('file://')}/{names.export_path(local.identity.name)}"
+    workspace = local.place.workspace.removeprefix("file://")
+    draft = f"{workspace}/{names.export_path(local.identity.name)}"
     draft_tokens = spec.evaluate.draft_tokens if spec.evaluate else 3
     console.print(display.stage_table(local.results))
     for line in tracked(local):
@@ -304,6 +309,8 @@ def conclude(local: LocalRun) -> None:
     target = storage_uri.parse(local.place.resolve(spec.target.model))
     for line in display.serve_lines(target.path or str(target), draft, draft_tokens):
         console.print(line, highlight=False, soft_wrap=True)
+    report = shlex.join(["draftyard", "report", workspace, "--run", local.identity.name])
+    console.print(f"a page about it: {report}", highlight=False, soft_wrap=True)
     last = local.results[-1]
     acceptance = last.acceptance or (last.trained.acceptance if last.trained else None)
     if acceptance is None:

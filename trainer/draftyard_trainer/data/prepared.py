@@ -13,7 +13,7 @@ import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,13 @@ from draftyard_api.names import MANIFEST, prepared_path
 from draftyard_api.reasons import Reason
 from draftyard_trainer.data.document import Document, Ids, Mask
 from draftyard_trainer.data.manifest import PreparedManifest
-from draftyard_trainer.data.tokens import Tokenised
 from draftyard_trainer.data.vocabulary import DraftVocabulary
 from draftyard_trainer.storage.sealed import seal, unseal
 from draftyard_trainer.storage.store import Store
+
+if TYPE_CHECKING:
+    # it loads transformers, which readers do without
+    from draftyard_trainer.data.tokens import Tokenised
 
 TOKENS, SPANS, INDEX, VOCABULARY = "tokens.bin", "spans.bin", "index.bin", "vocabulary.bin"
 TOKEN_DTYPE = np.dtype("<u4")

@@ -282,6 +282,19 @@ class Seconds(Model):
     """Capture and chain."""
 
 
+class SampleReply(Model):
+    """One reply as a server would have made it: what a person looks at."""
+
+    doc_id: int
+    """Held-out document that begins with the prompt."""
+    prompt: str
+    """The end of the prompt, as the target reads it."""
+    pieces: tuple[str, ...]
+    """The reply, a text for each token; empty where a token ends no character."""
+    accepted: tuple[int, ...]
+    """Of each round, its accepted proposals; the target's own token follows. The first token is before any round."""
+
+
 class Evaluation(Model):
     """`evaluation.json`: the acceptance length of one export."""
 
@@ -311,6 +324,8 @@ class Evaluation(Model):
     """For comparison."""
     seconds: Seconds
     """Wall-clock."""
+    samples: tuple[SampleReply, ...] = ()
+    """A few replies, round by round; none in reports of versions that did not keep them."""
 
 
 class ServeLines(Model):
