@@ -6,6 +6,7 @@ import json
 import shlex
 
 from draftyard_api import serving
+from draftyard_api.spec import Tree
 
 
 def test_vllm_line_carries_the_speculative_config_as_json():
@@ -20,3 +21,10 @@ def test_sglang_counts_the_verified_token_too():
     assert words[words.index("--speculative-num-steps") + 1] == "3"
     assert words[words.index("--speculative-num-draft-tokens") + 1] == "4"
     assert words[words.index("--speculative-algorithm") + 1] == "EAGLE3"
+
+
+def test_sglang_serves_the_tree_that_was_judged():
+    words = shlex.split(serving.sglang("org/target", "/data/draft", 5, Tree(steps=5, top_k=8, draft_tokens=64)))
+    assert words[words.index("--speculative-num-steps") + 1] == "5"
+    assert words[words.index("--speculative-eagle-topk") + 1] == "8"
+    assert words[words.index("--speculative-num-draft-tokens") + 1] == "64"

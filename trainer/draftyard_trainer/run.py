@@ -280,15 +280,14 @@ def conclude(local: LocalRun) -> None:
     """The table, the serve commands, and the one line on stdout that scripts read."""
     console, spec = local.console, local.spec
     draft = f"{local.place.workspace.removeprefix('file://')}/{names.export_path(local.identity.name)}"
-    draft_tokens = spec.evaluate.draft_tokens if spec.evaluate else 3
+    tree = spec.evaluate.tree if spec.evaluate else None
     console.print(display.stage_table(local.results))
     target = storage_uri.parse(local.place.resolve(spec.target.model))
-    for line in display.serve_lines(target.path or str(target), draft, draft_tokens):
+    for line in display.serve_lines(target.path or str(target), draft, plan.draft_tokens(spec), tree):
         console.print(line, highlight=False, soft_wrap=True)
     last = local.results[-1]
     acceptance = last.acceptance or (last.trained.acceptance if last.trained else None)
     if acceptance is None:
         print(f"already trained draft: {draft}")
         return
-    how = "held out" if acceptance.source == "Measured" else "held out, simulated"
-    print(f"acceptance length {acceptance.length} ({how}, K={acceptance.draft_tokens}, greedy) draft: {draft}")
+    print(f"acceptance length {acceptance.length} ({display.conditions(acceptance, spec.evaluate)}) draft: {draft}")

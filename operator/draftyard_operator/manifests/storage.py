@@ -112,6 +112,8 @@ def environment(work: Work) -> list[Manifest]:
     made += credentials("workspace", spec.workspace.s3)
     made += credentials("target", spec.target.s3)
     made += credentials("data", spec.data.source.s3) if work.stage is Stage.PREPARE else []
+    if work.stage is Stage.EVALUATE and spec.evaluate is not None and spec.evaluate.engine is not None:
+        made += secret(names.ENV_ENGINE_KEY, spec.evaluate.engine.secret_ref)
     if work.stage is Stage.TRAIN:
         tracking = spec.tracking
         made += secret("WANDB_API_KEY", tracking.wandb.secret_ref if tracking.wandb else None)
