@@ -298,9 +298,15 @@ def test_numbers_depend_on_the_run_the_prompt_and_their_use():
 
 def test_a_token_is_drawn_where_the_summed_probability_passes_the_number():
     logits = torch.tensor([[0.25, 0.5, 0.25]]).log().expand(5, -1)
-    assert draw(logits, torch.tensor([0.0, 0.24, 0.26, 0.74, 0.999999999])).tolist() == [0, 0, 1, 1, 2]
+    assert draw(logits, torch.tensor([0.0, 0.24, 0.26, 0.74, 1 - 1e-12], dtype=torch.float64)).tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+    ]
     impossible = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(2, -1)
-    assert draw(impossible, torch.tensor([0.0, 0.999999999])).tolist() == [1, 1]
+    assert draw(impossible, torch.tensor([0.0, 1 - 1e-12], dtype=torch.float64)).tolist() == [1, 1]
 
 
 def test_a_token_outside_of_the_draft_vocabulary_is_never_proposed(world):
