@@ -230,7 +230,8 @@ def gpu_hours(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount) -> di
         hours["train"] += train * forward
     if spec.evaluate is not None:
         # Decoding is bound by memory: about a tenth of prefill's rate in small batches.
-        hours["evaluate"] = 10 * spec.evaluate.max_prompts * spec.evaluate.max_new_tokens * forward
+        prompts = len(spec.evaluate.prompt_sets) * spec.evaluate.max_prompts
+        hours["evaluate"] = 10 * prompts * spec.evaluate.max_new_tokens * forward
     return hours
 
 

@@ -30,10 +30,16 @@ FROZEN_TRAIN = (
     "epochs", "tokensPerBatch", "rowTokens", "tttSteps", "unroll", "lossMaskAlignment", "objective", "outOfVocab",
     "learningRate", "warmupRatio", "gradClip", "weightDecay", "seed", "earlyStop",
 )  # fmt: skip
-ADDED_LATER = {"train": {"unroll": "full"}}
+ADDED_LATER: dict[str, dict[str, Json]] = {
+    "train": {"unroll": "full"},
+    "evaluate": {"promptSets": ["heldOut"], "temperature": 0, "proposal": "chain"},
+}
 """Frozen fields that earlier versions did not have. At these values they are left out of the hash, so that what was
 trained before is found again."""
-FROZEN_EVALUATE = ("minAcceptanceLength", "draftTokens", "maxPrompts", "maxNewTokens")
+FROZEN_EVALUATE = (
+    "minAcceptanceLength", "draftTokens", "maxPrompts", "maxNewTokens", "promptSets", "promptFile", "temperature",
+    "proposal", "tree",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ S3_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOK
 S3_HOLDERS = {"workspace": "", "target": "TARGET_", "data": "DATA_", "draft": "DRAFT_"}
 """Before these names, since each location may have a Secret of its own; without one the plain names count."""
 
+ENV_ENGINE_KEY = "ENGINE_API_KEY"
+"""Key of the server that `evaluate.engine` names."""
 ENV_CACHE = "DRAFTYARD_CACHE"
 """Folder and size of the node's cache of hidden states that lie in a bucket, such as `/nvme/draftyard:200GiB`."""
 ENV_DATASETS = "DRAFTYARD_DATASETS"

@@ -11,8 +11,16 @@ from typing import Any, Protocol
 from draftyard_api import frozen
 from draftyard_api.names import Stage
 from draftyard_api.schema import Model, S3Access
-from draftyard_api.spec import Data, Draft, DraftTrainingSpec, Target
-from draftyard_api.task import CacheRef, EvaluateTask, GenerateTask, PrepareTask, StoredStatesRef, TrainTask
+from draftyard_api.spec import Data, Draft, DraftTrainingSpec, Evaluate, Target
+from draftyard_api.task import (
+    CacheRef,
+    EvaluateTask,
+    GenerateTask,
+    OtherPrompts,
+    PrepareTask,
+    StoredStatesRef,
+    TrainTask,
+)
 
 DEFAULT_DRAFT_TOKENS = 3
 
@@ -85,7 +93,9 @@ def frozen_sha256(spec: DraftTrainingSpec) -> str:
     """Hash of the frozen fields, as hex."""
     fields = frozen_fields(spec)
     for block, added in frozen.ADDED_LATER.items():
-        fields[block] = {name: value for name, value in fields[block].items() if added.get(name) != value}
+        if fields[block] is not None:
+            kept = ((name, value) for name, value in fields[block].items() if name not in added or added[name] != value)
+            fields[block] = dict(kept)
     return hashlib.sha256(canonical(fields).encode()).hexdigest()
 
 
@@ -112,7 +122,7 @@ def prepare_task(run: RunIdentity, spec: DraftTrainingSpec, place: Place, attemp
         run=run.name, uid=run.uid, attempt=attempt, workspace=place.workspace, workspace_s3=place.workspace_s3,
         mode=spec.mode, target=located_target(spec, place), draft=located_draft(spec, place),
         data=located_data(spec, place), train=spec.train, evaluates=spec.evaluate is not None,
-        export=spec.export, frozen_sha256=frozen_sha256(spec),
+        other_prompts=other_prompts(spec, place), export=spec.export, frozen_sha256=frozen_sha256(spec),
     )  # fmt: skip
 
 
@@ -138,7 +148,7 @@ def train_task(
         mode=spec.mode, target=located_target(spec, place),
         draft=located_draft(spec, place), aux_layers=prepared.aux_layers, prepared=prepared.prepared,
         hidden_states=states, train=spec.train,
-        draft_tokens=spec.evaluate.draft_tokens if spec.evaluate else DEFAULT_DRAFT_TOKENS,
+        draft_tokens=draft_tokens(spec),
         publishes=spec.evaluate is None, export=spec.export, tracking=spec.tracking,
         fingerprint=prepared.fingerprint, reclaims=None if spec.evaluate else reclaimed(spec, states),
     )  # fmt: skip
@@ -152,7 +162,8 @@ def evaluate_task(
     return EvaluateTask(
         run=run.name, uid=run.uid, workspace=place.workspace, workspace_s3=place.workspace_s3,
         target=located_target(spec, place),
-        prepared=prepared.prepared, evaluate=spec.evaluate, export=spec.export, tracking=spec.tracking,
+        prepared=prepared.prepared, evaluate=located_evaluate(spec.evaluate, place),
+        chat_template=spec.data.chat_template, seed=spec.train.seed, export=spec.export, tracking=spec.tracking,
         fingerprint=prepared.fingerprint, reclaims=reclaimed(spec, states),
     )  # fmt: skip
 
@@ -162,6 +173,30 @@ def reclaimed(spec: DraftTrainingSpec, states: CacheRef | None) -> CacheRef | No
     if states is None or spec.hidden_states is None or spec.hidden_states.reclaim == "Retain":
         return None
     return CacheRef(key=states.key, num_shards=states.num_shards)
+
+
+def located_evaluate(wanted: Evaluate, place: Place) -> Evaluate:
+    """The judgement with its own prompts at a location that a process can open."""
+    if wanted.prompt_file is None:
+        return wanted
+    located = wanted.prompt_file.model_copy(update={"uri": place.resolve(wanted.prompt_file.uri)})
+    return wanted.model_copy(update={"prompt_file": located})
+
+
+def other_prompts(spec: DraftTrainingSpec, place: Place) -> OtherPrompts | None:
+    """The prompts that do not come from the run's own data; None when all of them do."""
+    if spec.evaluate is None:
+        return None
+    wanted = located_evaluate(spec.evaluate, place)
+    others = tuple(name for name in wanted.prompt_sets if name != "heldOut")
+    return OtherPrompts(sets=others, file=wanted.prompt_file) if others else None
+
+
+def draft_tokens(spec: DraftTrainingSpec) -> int:
+    """How many tokens the draft looks ahead when it serves: K of a chain, the depth of a tree."""
+    if spec.evaluate is None:
+        return DEFAULT_DRAFT_TOKENS
+    return spec.evaluate.tree.steps if spec.evaluate.tree else spec.evaluate.draft_tokens
 
 
 def located_target(spec: DraftTrainingSpec, place: Place) -> Target:

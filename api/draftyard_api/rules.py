@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from draftyard_api.evaluate_rules import EVALUATE_RULES
 from draftyard_api.names import MAX_RUN_NAME, RUN_NAME_PATTERN
 from draftyard_api.pod_rules import POD_RULES
 from draftyard_api.rule import Check, Json, Rule, Values, broken, each_once, exactly_one, optional_field
@@ -159,6 +160,7 @@ RULES: tuple[Rule, ...] = (
     location("spec.target", "model"),
     location("spec.draft", "initFrom"),
     location("spec.data.source.file", "uri", "pvc://", "pvc://claim/path (file:// works in draftyard run only)"),
+    location("spec.evaluate.promptFile", "uri", "pvc://", "pvc://claim/path (file:// works in draftyard run only)"),
     location("spec.data.source.s3", "uri", "s3://", "s3://bucket/prefix", takes_files=False),
     location("spec.workspace.s3", "uri", "s3://", "s3://bucket/prefix", takes_files=False),
     Rule(
@@ -172,16 +174,7 @@ RULES: tuple[Rule, ...] = (
         "model repository runs", (),
         lambda target: broken(not target["trustRemoteCode"] or re.fullmatch(FULL_COMMIT, target["revision"])),
     ),
-    Rule(
-        "spec.evaluate", "minAcceptanceLength",
-        "!has(self.minAcceptanceLength) || self.minAcceptanceLength <= double(self.draftTokens + 1)",
-        "given %.2f; accepted: at most draftTokens + 1 = %d, the acceptance length of a draft that is always right",
-        ("self.minAcceptanceLength", "self.draftTokens + 1"),
-        lambda block: broken(
-            block.get("minAcceptanceLength", 1) <= block["draftTokens"] + 1, block.get("minAcceptanceLength"),
-            block["draftTokens"] + 1,
-        ),
-    ),
+    *EVALUATE_RULES,
     Rule(
         "spec.hiddenStates", "maxFailedShards", "!has(self.shards) || self.maxFailedShards < self.shards",
         "given maxFailedShards %d; accepted: below shards (%d)", ("self.maxFailedShards", "self.shards"),

@@ -39,6 +39,8 @@ Alignment = Literal["runtime", "specforge"]
 Objective = Literal["kl", "lk_alpha", "lk_hybrid"]
 Unroll = Literal["full", "onPath"]
 Tracker = Literal["tensorboard", "wandb", "swanlab", "mlflow"]
+PromptSet = Literal["heldOut", "mt-bench", "gsm8k", "humaneval", "file"]
+Proposal = Literal["chain", "tree"]
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"

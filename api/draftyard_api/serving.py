@@ -6,6 +6,7 @@ import json
 import shlex
 
 from draftyard_api import storage_uri
+from draftyard_api.spec import Tree
 
 
 def vllm(target: str, draft: str, draft_tokens: int) -> str:
@@ -14,11 +15,12 @@ def vllm(target: str, draft: str, draft_tokens: int) -> str:
     return shlex.join(["vllm", "serve", target, "--speculative-config", json.dumps(speculative, separators=(",", ":"))])
 
 
-def sglang(target: str, draft: str, draft_tokens: int) -> str:
-    """SGLang with the same chain; its `num-draft-tokens` counts the verified token too."""
+def sglang(target: str, draft: str, draft_tokens: int, tree: Tree | None = None) -> str:
+    """SGLang with the same chain, or with a tree; its `num-draft-tokens` counts the verified token too."""
+    shape = tree or Tree(steps=draft_tokens, top_k=1, draft_tokens=draft_tokens + 1)
     words = ["python", "-m", "sglang.launch_server", "--model-path", target, "--speculative-algorithm", "EAGLE3"]
-    words += ["--speculative-draft-model-path", draft, "--speculative-num-steps", str(draft_tokens)]
-    words += ["--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", str(draft_tokens + 1)]
+    words += ["--speculative-draft-model-path", draft, "--speculative-num-steps", str(shape.steps)]
+    words += ["--speculative-eagle-topk", str(shape.top_k), "--speculative-num-draft-tokens", str(shape.draft_tokens)]
     return shlex.join(words)
 
 

@@ -20,6 +20,8 @@ from draftyard_api.schema import (
     Model,
     Name,
     Objective,
+    PromptSet,
+    Proposal,
     S3Access,
     SecretRef,
     Text,
@@ -257,6 +259,33 @@ class Train(Model):
     """Its pods."""
 
 
+class PromptFile(Model):
+    """Prompts in a file: rows as in data files, or with their questions alone (`turns`, `prompt`)."""
+
+    uri: Text
+    """`pvc://claim/path`; `file://` works in `draftyard run` only."""
+
+
+class Tree(Model):
+    """A tree of proposals, its settings counted as SGLang counts them."""
+
+    steps: Annotated[int, Field(ge=1, le=16)] = 5
+    """Steps of the draft: the depth of the tree."""
+    top_k: Annotated[int, Field(ge=1, le=32)] = 8
+    """Branches that are followed at each step."""
+    draft_tokens: Annotated[int, Field(ge=2, le=512)] = 64
+    """Tokens that one step of the target verifies, the newest verified one among them."""
+
+
+class Engine(Model):
+    """A server that runs and speculates with the exported draft: vLLM or SGLang."""
+
+    url: Text
+    """Where it listens, such as `http://vllm.team:8000`; no credentials in it."""
+    secret_ref: SecretRef | None = None
+    """Secret with ENGINE_API_KEY, for a server that asks for a key."""
+
+
 class Evaluate(Model):
     """How the draft is judged. Without this block the stage is skipped, and the draft is published ungated."""
 
@@ -265,9 +294,21 @@ class Evaluate(Model):
     draft_tokens: Annotated[int, Field(ge=1, le=16)] = 3
     """Tokens that the draft proposes per step."""
     max_prompts: Annotated[int, Field(ge=1, le=100000)] = 256
-    """Held-out conversations that are used."""
+    """Prompts of each set that are used."""
     max_new_tokens: Annotated[int, Field(ge=1, le=65536)] = 512
     """Length of the target's answer."""
+    prompt_sets: Annotated[tuple[PromptSet, ...], Field(min_length=1, max_length=5)] = ("heldOut",)
+    """What the target is asked; the gate and the status look at the first one. `file` needs promptFile."""
+    prompt_file: PromptFile | None = None
+    """Prompts of your own, with promptSets file."""
+    temperature: Annotated[int, Field(ge=0, le=1)] = 0
+    """0: greedy. 1: sampled, and proposals are accepted by rejection sampling."""
+    proposal: Proposal = "chain"
+    """chain: one proposal per position. tree: several, which the target verifies together."""
+    tree: Tree | None = None
+    """With proposal tree."""
+    engine: Engine | None = None
+    """A running server that is measured in place of our own evaluator, which then predicts what it should reach."""
     gpus_per_pod: GpuCount | None = None
     """GPUs of the pod; default target.tensorParallel."""
     pod: Pod = Pod()

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from draftyard_api.names import Stage
-from draftyard_api.schema import Codec, Mode, Model, S3Access
-from draftyard_api.spec import Data, Draft, Evaluate, Export, Target, Tracking, Train
+from draftyard_api.schema import Codec, Mode, Model, PromptSet, S3Access
+from draftyard_api.spec import Data, Draft, Evaluate, Export, PromptFile, Target, Tracking, Train
 
 
 class BaseTask(Model):
@@ -28,6 +28,15 @@ class BaseTask(Model):
     """The model; its location is one that a pod can open (`file://`, `hf://`, `s3://`)."""
 
 
+class OtherPrompts(Model):
+    """Prompts besides the held-out ones."""
+
+    sets: tuple[PromptSet, ...]
+    """Without `heldOut`."""
+    file: PromptFile | None = None
+    """With `file` among them; its location is one that a pod can open."""
+
+
 class PrepareTask(BaseTask):
     """Conversations in; tokens, loss masks and the draft vocabulary out."""
 
@@ -43,6 +52,8 @@ class PrepareTask(BaseTask):
     """For the number of steps."""
     evaluates: bool
     """True: held-out documents are needed."""
+    other_prompts: OtherPrompts | None = None
+    """What `evaluate` will ask besides them: prompts that cannot be read are said before a GPU is used."""
     export: Export
     """What to do when the draft is already there."""
     frozen_sha256: str
@@ -121,7 +132,11 @@ class EvaluateTask(BaseTask):
     prepared: str
     """Folder below `prepare/`."""
     evaluate: Evaluate
-    """How to judge, and the gate."""
+    """How to judge, and the gate; the location of its prompts is one that a pod can open."""
+    chat_template: str = "auto"
+    """As in `data`: prompts of other sets are rendered with it."""
+    seed: int = 42
+    """Of the training; with temperature 1 it decides the answers."""
     export: Export
     """What to do when a draft is already there."""
     tracking: Tracking = Tracking()

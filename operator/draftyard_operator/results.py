@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from draftyard_api import serving, storage_uri
+from draftyard_api import plan, serving, storage_uri
 from draftyard_api.names import WORKSPACE_MOUNT, Stage
 from draftyard_api.progress import Acceptance, Prepared, Progress, StageResult
 from draftyard_api.status import (
@@ -118,8 +118,8 @@ def serve_lines(ledger: Ledger, uri: str) -> dict[str, str]:
     spec = ledger.run.wanted
     target = storage_uri.parse(spec.target.model)
     name = target.path if target.scheme == "hf" else str(target)
-    draft_tokens = spec.evaluate.draft_tokens if spec.evaluate else 3
-    return {"vllm": serving.vllm(name, uri, draft_tokens), "sglang": serving.sglang(name, uri, draft_tokens)}
+    draft_tokens, tree = plan.draft_tokens(spec), spec.evaluate.tree if spec.evaluate else None
+    return {"vllm": serving.vllm(name, uri, draft_tokens), "sglang": serving.sglang(name, uri, draft_tokens, tree)}
 
 
 def keep_states(ledger: Ledger, results: Iterable[StageResult]) -> None:

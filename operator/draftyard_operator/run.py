@@ -137,6 +137,9 @@ def claim_name(run: Run) -> str | None:
 def named_claims(spec: DraftTrainingSpec) -> tuple[str, ...]:
     """Claims that `pvc://` locations of the spec name, besides the workspace."""
     source = spec.data.source.file
-    locations = (spec.target.model, spec.draft.init_from, source.uri if source else None)
+    prompts = spec.evaluate.prompt_file if spec.evaluate else None
+    locations = (
+        spec.target.model, spec.draft.init_from, source.uri if source else None, prompts.uri if prompts else None,
+    )  # fmt: skip
     parsed = (storage_uri.parse(text) for text in locations if text)
     return tuple(dict.fromkeys(uri.authority for uri in parsed if uri.scheme == "pvc"))

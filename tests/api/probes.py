@@ -29,7 +29,10 @@ FULL: Json = {
         "hiddenStates": {"shards": 9},
         "generate": {"gpusPerPod": 1},
         "train": {"earlyStop": {}},
-        "evaluate": {"minAcceptanceLength": 2, "gpusPerPod": 1},
+        "evaluate": {
+            "minAcceptanceLength": 2, "gpusPerPod": 1, "promptSets": ["file"], "promptFile": {"uri": "pvc://a/b"},
+            "proposal": "tree", "tree": {}, "engine": {"url": "http://a:1", "secretRef": {"name": "a", "key": "b"}},
+        },
         "tracking": {
             "reportTo": ["wandb", "swanlab", "mlflow"],
             "wandb": {"project": "a", "entity": "b", "secretRef": {"name": "a", "key": "b"}},

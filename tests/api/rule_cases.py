@@ -93,6 +93,15 @@ LAYERS = (
     "with 2, such as [2, 16, 29]: no other first layer is read alike by all versions of both engines"
 )
 BOTH = "spec.tracking.%s: given %s in only one of tracking.reportTo and tracking.%s; accepted: both, or neither"
+SETS = ["heldOut", "mt-bench", "gsm8k", "humaneval", "file"]
+PROMPTS = (
+    "spec.evaluate.promptFile: given file in only one of evaluate.promptSets and evaluate.promptFile; accepted: both, or "
+    "neither"
+)
+TREE = (
+    "spec.evaluate.tree: given only one of proposal tree and the block tree; accepted: both, or neither (tree: {} takes "
+    "every default)"
+)
 QUEUE = (
     "spec.scheduling.workloadPriorityClass: given workloadPriorityClass without queueName; accepted: both, or neither "
     "(only Kueue reads it)"
@@ -282,6 +291,49 @@ CASES = (
         "a gate that no draft passes", {"evaluate.minAcceptanceLength": 4.5},
         "spec.evaluate.minAcceptanceLength: given 4.50; accepted: at most draftTokens + 1 = 4, the acceptance length of a "
         "draft that is always right",
+    ),
+    online("every set of prompts", {"evaluate": {"promptSets": SETS, "promptFile": {"uri": "pvc://prompts/mine.jsonl"}}}),
+    online(
+        "a set of prompts twice", {"evaluate.promptSets": ["gsm8k", "heldOut", "gsm8k"]},
+        "spec.evaluate.promptSets: given a set twice; accepted: each once",
+    ),
+    online("own prompts without a file", {"evaluate.promptSets": ["file"]}, PROMPTS),
+    online("a file of prompts that nobody reads", {"evaluate.promptFile.uri": "pvc://prompts/mine.jsonl"}, PROMPTS),
+    online(
+        "prompts that are no file", {"evaluate": {"promptSets": ["file"], "promptFile": {"uri": "s3://bucket/x"}}},
+        'spec.evaluate.promptFile.uri: given "s3://bucket/x"; accepted: pvc://claim/path (file:// works in draftyard run '
+        "only)",
+    ),
+    online("answers that are sampled", {"evaluate.temperature": 1}),
+    online("a tree", {"evaluate": {"proposal": "tree", "tree": {}, "minAcceptanceLength": 6}}),
+    online("a tree without its block", {"evaluate.proposal": "tree"}, TREE),
+    online("the block of a tree for a chain", {"evaluate.tree": {}}, TREE),
+    online(
+        "a gate that no tree passes", {"evaluate": {"proposal": "tree", "tree": {}, "minAcceptanceLength": 6.5}},
+        "spec.evaluate.minAcceptanceLength: given 6.50; accepted: at most tree.steps + 1 = 6, the acceptance length of a "
+        "draft that is always right",
+    ),
+    online(
+        "a tree for answers that are sampled", {"evaluate": {"proposal": "tree", "tree": {}, "temperature": 1}},
+        "spec.evaluate.temperature: given temperature 1 with proposal tree; accepted: temperature 0, or proposal chain",
+    ),
+    online("a tree that is a chain", {"evaluate": {"proposal": "tree", "tree": {"topK": 1, "draftTokens": 6}}}),
+    online(
+        "a tree with more tokens than it has",
+        {"evaluate": {"proposal": "tree", "tree": {"steps": 2, "topK": 2, "draftTokens": 8}}},
+        "spec.evaluate.tree.draftTokens: given 8; accepted: at most 7, all that a tree of these steps and topK has",
+    ),
+    *(
+        online(f"the engine {url}", {"evaluate.engine": {"url": url, "secretRef": {"name": "engine"}}})
+        for url in ("http://vllm:8000", "https://sglang.team.svc.cluster.local/draft/r1", "http://10.0.0.7:30000/")
+    ),
+    *(
+        online(
+            f"the engine {url}", {"evaluate.engine.url": url},
+            "spec.evaluate.engine.url: given an address that is none, or one with a user, a query or a fragment; accepted: "
+            "http://host:port or https://host/path; a key goes into the Secret of evaluate.engine.secretRef",
+        )
+        for url in ("vllm:8000", "http://ada:secret@vllm", "http://vllm?key=secret", "file:///etc/passwd", "http://")
     ),
     offline("some shards may fail", {"hiddenStates": {"shards": 4, "maxFailedShards": 3}}),
     offline(

@@ -90,6 +90,12 @@ DECIDES = {
     "the learning rate": {"train": {"learningRate": 0.001}},
     "that it is judged": {"evaluate": {}},
     "the gate": {"evaluate": {"minAcceptanceLength": 2.5}},
+    "what is asked": {"evaluate": {"promptSets": ["heldOut", "humaneval"]}},
+    "what is asked first": {"evaluate": {"promptSets": ["humaneval", "heldOut"]}},
+    "prompts of one's own": {"evaluate": {"promptSets": ["file"], "promptFile": {"uri": "pvc://prompts/a.jsonl"}}},
+    "the temperature": {"evaluate": {"temperature": 1}},
+    "a tree": {"evaluate": {"proposal": "tree", "tree": {}}},
+    "its depth": {"evaluate": {"proposal": "tree", "tree": {"steps": 4}}},
 }
 DECIDES_NOTHING = {
     "nothing": {},
@@ -226,9 +232,48 @@ def test_train_online_reads_no_states():
 
 
 def test_evaluate():
-    task = plan.evaluate_task(RUN, spec(evaluate={"maxPrompts": 9}), PLACE, prepared(), STATES)
+    task = plan.evaluate_task(RUN, spec(evaluate={"maxPrompts": 9}, train={"seed": 7}), PLACE, prepared(), STATES)
     assert (task.evaluate.max_prompts, task.fingerprint, task.prepared) == (9, "sha256:f1", "p1")
     assert task.target.model == "file:///mnt/models/llama"
+    assert (task.seed, task.chat_template) == (7, "auto")
+
+
+JUDGED = "3bfca636afbe699ffa6abea112e3795a1c68c2cb6c634f2be77d87fdea2bd9b3"
+"""Hash of a run with a gate, as the first version of the contract made it."""
+OWN_PROMPTS = {"promptSets": ["heldOut", "file", "gsm8k"], "promptFile": {"uri": "pvc://data/mine.jsonl"}}
+
+
+def test_prompts_of_one_s_own_lie_where_a_process_finds_them():
+    judged = plan.evaluate_task(RUN, spec(evaluate=OWN_PROMPTS), PLACE, prepared()).evaluate
+    assert judged.prompt_file is not None
+    assert judged.prompt_file.uri == "file:///mnt/data/mine.jsonl"
+    asked = plan.prepare_task(RUN, spec(evaluate=OWN_PROMPTS), PLACE).other_prompts
+    assert asked is not None
+    assert (asked.sets, asked.file) == (("file", "gsm8k"), judged.prompt_file)
+
+
+def test_prepare_is_told_nothing_of_held_out_prompts():
+    """Or every task that an earlier version gave would be another one today, and prepare would start again."""
+    given = plan.prepare_task(RUN, spec(evaluate={}), PLACE)
+    assert "otherPrompts" not in given.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def test_an_engine_decides_nothing():
+    engine = {"engine": {"url": "http://vllm:8000", "secretRef": {"name": "engine"}}}
+    assert plan.frozen_sha256(spec(evaluate=engine)) == plan.frozen_sha256(spec(evaluate={}))
+
+
+def test_a_judged_run_has_the_hash_that_it_had_before_there_were_sets_and_trees():
+    assert plan.frozen_sha256(spec(evaluate={"minAcceptanceLength": 2.5})) == JUDGED
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "tokens"),
+    [({"draftTokens": 5}, 5), ({"proposal": "tree", "tree": {"steps": 6}}, 6), (None, 3)],
+    ids=["a chain", "the depth of a tree", "without a gate"],
+)
+def test_how_far_the_draft_looks_ahead(evaluate, tokens):
+    assert plan.draft_tokens(spec(evaluate=evaluate) if evaluate else spec()) == tokens
 
 
 @pytest.mark.parametrize("evaluate", [None, {}], ids=["train publishes", "evaluate publishes"])

@@ -8,6 +8,7 @@ import shlex
 import pytest
 
 from draftyard_api import serving
+from draftyard_api.spec import Tree
 
 
 def test_vllm_line_carries_the_speculative_config_as_json():
@@ -35,3 +36,10 @@ def test_sglang_counts_the_verified_token_too():
 )
 def test_a_location_is_what_an_engine_takes(uri, location):
     assert serving.location(uri) == location
+
+
+def test_sglang_serves_the_tree_that_was_judged():
+    words = shlex.split(serving.sglang("org/target", "/data/draft", 5, Tree(steps=5, top_k=8, draft_tokens=64)))
+    assert words[words.index("--speculative-num-steps") + 1] == "5"
+    assert words[words.index("--speculative-eagle-topk") + 1] == "8"
+    assert words[words.index("--speculative-num-draft-tokens") + 1] == "64"

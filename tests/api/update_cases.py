@@ -96,6 +96,14 @@ UPDATES = (
     frozen_case("evaluate.draftTokens", 3, 4),
     frozen_case("evaluate.maxPrompts", 256, 64),
     frozen_case("evaluate.maxNewTokens", 512, 64),
+    frozen_case("evaluate.promptSets", ["heldOut", "humaneval"], ["humaneval", "heldOut"]),
+    frozen_case("evaluate.temperature", 0, 1),
+    frozen_case("evaluate", {"proposal": "tree", "tree": {}}, {}),
+    frozen_case("evaluate", {"proposal": "tree", "tree": {}}, {"proposal": "tree", "tree": {"steps": 4}}),
+    frozen_case(
+        "evaluate", {"promptSets": ["file"], "promptFile": {"uri": "pvc://a/b"}},
+        {"promptSets": ["file"], "promptFile": {"uri": "pvc://a/c"}},
+    ),
     Update("a gate that is added", {}, {"evaluate": {}}, (FROZEN_WORDS % ("evaluate", "evaluate"),)),
     Update("a gate that is removed", {"evaluate": {}}, {"evaluate": GONE}, (FROZEN_WORDS % ("evaluate", "evaluate"),)),
     Update(
@@ -104,6 +112,7 @@ UPDATES = (
             "suspend": True, "hiddenStates.reclaim": "Delete", "retry.maxAttempts": 5, "retry.backoffSeconds": 60,
             "deadlines.activeSeconds": 3600, "cleanup.children": "Never", "train.checkpoint.everySteps": 100,
             "train.pod.nodeSelector": {"gpu": "h100"}, "evaluate.gpusPerPod": 4, "generate.retriesPerShard": 1,
+            "evaluate.engine": {"url": "http://vllm:8000"},
             "target.tensorParallel": 2, "generate.gpusPerPod": 2, "target.tokenSecretRef": {"name": "hf"},
             "tracking.reportTo": ["tensorboard"], "scheduling.queueName": "gpu", "train.gpusPerNode": 2,
             "workspace.pvc.claimTemplate": {"size": "300Gi", "reclaim": "Delete"}, "target.s3": BUCKET,

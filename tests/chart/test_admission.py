@@ -82,6 +82,7 @@ SECRETS = {
     "tracking.swanlab.secretRef": {
         "tracking": {"reportTo": ["swanlab"], "swanlab": {"project": "p", "secretRef": {"name": "hf"}}}
     },
+    "evaluate.engine.secretRef": {"evaluate.engine": {"url": "http://vllm:8000", "secretRef": {"name": "hf"}}},
     "tracking.mlflow.secretRef": {
         "tracking": {
             "reportTo": ["mlflow"],

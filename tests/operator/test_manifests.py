@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from world import CONFIG, GATED, NAME, NAMESPACE, OFFLINE, ONLINE, prepared, spec
+from world import CONFIG, NAME, NAMESPACE, OFFLINE, ONLINE, prepared, spec
 
 from draftyard_api.names import Stage
 from draftyard_api.plan import dump
@@ -20,7 +20,7 @@ from draftyard_operator.run import Run, read_run
 COMMIT = "0e9e39f249a16976918f6564b8830bc894c89659"
 FULL = spec(
     OFFLINE,
-    **GATED,
+    evaluate={"minAcceptanceLength": 2.0, "engine": {"url": "http://vllm:8000", "secretRef": {"name": "engine"}}},
     target={
         "model": "meta-llama/Llama-3.1-8B-Instruct", "tensorParallel": 2,
         "tokenSecretRef": {"name": "hub", "key": "token"},
@@ -134,6 +134,7 @@ def test_no_text_of_the_spec_reaches_a_shell_and_no_value_of_a_secret_is_known(s
     assert ("DATA_AWS_ACCESS_KEY_ID" in secrets) is (stage is Stage.PREPARE)
     assert ("DRAFT_AWS_ACCESS_KEY_ID" in secrets) is (stage is Stage.PREPARE)
     assert ("WANDB_API_KEY" in secrets) is (stage in (Stage.TRAIN, Stage.EVALUATE))
+    assert ("ENGINE_API_KEY" in secrets) is (stage is Stage.EVALUATE)
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=str)

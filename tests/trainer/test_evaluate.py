@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,19 @@ from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import EVALUATION, PUBLISHED, Stage, export_path, train_path
 from draftyard_api.progress import Prepared
 from draftyard_api.reasons import Reason
-from draftyard_api.spec import Data, DataSource, Draft, Evaluate, Export, FileSource, Target, Train
+from draftyard_api.spec import (
+    Data,
+    DataSource,
+    Draft,
+    Engine,
+    Evaluate,
+    Export,
+    FileSource,
+    PromptFile,
+    Target,
+    Train,
+    Tree,
+)
 from draftyard_api.task import EvaluateTask, PrepareTask
 from draftyard_trainer import testing
 from draftyard_trainer.answers import ANSWERS, BATCH, Answer, Answers, choose_prompts
@@ -25,6 +37,7 @@ from draftyard_trainer.draft.config import derive
 from draftyard_trainer.draft.manifest import Evaluation, Published, Seconds, Settings, TeacherForced
 from draftyard_trainer.draft.model import DraftModel
 from draftyard_trainer.draft.testing import tiny_provenance
+from draftyard_trainer.engine import Asked, Identity, ServedAnswer
 from draftyard_trainer.evaluate import batches, evaluate, explain
 from draftyard_trainer.export import Evidence, export_draft, target_facts
 from draftyard_trainer.prepare import prepare
@@ -272,6 +285,201 @@ def test_without_a_whole_export_train_must_run_again(world, spoil: Callable[[Wor
     with pytest.raises(Failure, match=message) as caught:
         evaluate(world.task, reporter())
     assert caught.value.code == ExitCode.STALE_INPUT
+
+
+# -- What is asked, and how ----------------------------------------------------------------------------------------
+
+
+def prompt_file(folder: Path) -> PromptFile:
+    """Three questions of which one has two turns, and a row that asks nothing."""
+    rows = [
+        {"prompt": testing.words(5, seed=1)},
+        {"turns": [testing.words(6, seed=2), testing.words(4, seed=3)]},
+        {"answer": "nobody asked"},
+        {"messages": [{"role": "user", "content": testing.words(7, seed=4)}, {"role": "assistant", "content": "no"}]},
+    ]
+    path = folder / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return PromptFile(uri=f"file://{path}")
+
+
+def report_of(world: World) -> Evaluation:
+    return Evaluation.model_validate_json(world.report.read_bytes())
+
+
+def test_sets_are_told_apart_and_together_and_the_first_one_is_judged(world, tmp_path):
+    task = world.asking(prompt_sets=("file", "heldOut"), prompt_file=prompt_file(tmp_path))
+    result = evaluate(task, reporter())
+    report = report_of(world)
+    assert [one.name for one in report.sets] == ["file", "heldOut"]
+    own, held_out = report.sets
+    # Three questions, and a second one behind the answer to the first.
+    assert (own.prompts, own.skipped_prompts, held_out.prompts) == (4, {"empty": 1}, 6)
+    assert (report.length, report.prompts, report.skipped_prompts) == (own.length, 4, {"empty": 1})
+    assert report.together is not None
+    assert report.together.rounds == own.rounds + held_out.rounds
+    assert report.together.prompts == 10
+    for one in (*report.sets, report.together):
+        assert one.interval[0] <= one.length <= one.interval[1]
+        assert len(one.per_position_intervals) == len(one.per_position) == 3
+        pairs = zip(one.per_position, one.per_position_intervals, strict=True)
+        assert all(low <= share <= high for share, (low, high) in pairs)
+    assert f"heldOut {held_out.length:.2f} (6 prompts)" in result.message
+    assert result.acceptance is not None
+    assert result.acceptance.prompts == 4
+
+
+def test_a_second_question_holds_the_answer_to_the_first(world, tmp_path):
+    evaluate(world.asking(prompt_sets=("file",), prompt_file=prompt_file(tmp_path)), reporter())
+    file = Answers.model_validate_json(world.answers.with_name("answers-file.json").read_bytes())
+    answers = {answer.doc_id: answer for answer in file.answers}
+    assert (file.prompt_set, sorted(answers)) == ("file", [0, 2, 3, 6])
+    tokenizer = load_tokenizer(locate(world.task.target).path, "tiny", trust_remote_code=False)
+    first, second = answers[2], answers[3]
+    said = tokenizer.decode(list(first.reply), skip_special_tokens=True)
+    asked = [tokenizer.decode(list(one.prompt)) for one in (first, second)]
+    question = f"<|im_end|>\n<|im_start|>user\n{testing.words(4, seed=3)}<|im_end|>\n<|im_start|>assistant\n"
+    assert asked[1] == f"{asked[0]}{said}{question}"
+
+
+def test_other_prompts_in_the_file_are_measured_anew(world, tmp_path):
+    task = world.asking(prompt_sets=("file",), prompt_file=prompt_file(tmp_path))
+    evaluate(task, reporter())
+    before = report_of(world)
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"prompt": testing.words(9, seed=8)}) + "\n")
+    evaluate(task, reporter())
+    assert report_of(world).settings.prompt_file_sha256 != before.settings.prompt_file_sha256
+    assert report_of(world).prompts == 1
+
+
+def test_another_template_than_the_data_s_sends_back_to_prepare(world, tmp_path):
+    task = world.asking(prompt_sets=("file",), prompt_file=prompt_file(tmp_path))
+    with pytest.raises(Failure, match="its chat template is not the one of the prepared data") as caught:
+        evaluate(task.model_copy(update={"chat_template": "llama3"}), reporter())
+    assert caught.value.code == ExitCode.STALE_INPUT
+
+
+def test_a_set_without_room_for_an_answer_is_bad_data(world, tmp_path):
+    task = world.asking(prompt_sets=("file",), prompt_file=prompt_file(tmp_path), max_new_tokens=505)
+    with pytest.raises(Failure, match=r"no row of file gives a prompt .*'tooLong': 3") as caught:
+        evaluate(task, reporter())
+    assert caught.value.code == ExitCode.BAD_DATA
+
+
+def test_sampled_answers_are_drawn_by_the_seed(world):
+    task = world.asking(temperature=1)
+    evaluate(task, reporter())
+    first, report = world.answers.read_bytes(), report_of(world)
+    assert (report.settings.temperature, report.settings.seed) == (1.0, 42)
+    world.answers.unlink()
+    world.report.unlink()
+    evaluate(task, reporter())
+    assert world.answers.read_bytes() == first
+    assert (report_of(world).rounds, report_of(world).per_position) == (report.rounds, report.per_position)
+    evaluate(task.model_copy(update={"seed": 7}), reporter())
+    assert world.answers.read_bytes() != first
+
+
+def test_a_tree_is_judged_by_its_depth(world):
+    tree = Tree(steps=4, top_k=3, draft_tokens=16)
+    result = evaluate(world.asking(proposal="tree", tree=tree), reporter())
+    report = report_of(world)
+    assert (report.settings.draft_tokens, report.settings.tree, len(report.per_position)) == (4, tree, 4)
+    assert result.message.startswith(f"acceptance length {report.length:.2f} (6 prompts, a tree of 16 tokens); ")
+    published = Published.model_validate_json(world.published.read_bytes())
+    assert "--speculative-eagle-topk 3 --speculative-num-draft-tokens 16" in published.serve.sglang
+    assert '"num_speculative_tokens":4' in published.serve.vllm
+
+
+def test_the_speed_up_follows_from_its_terms(world):
+    result = evaluate(world.task, reporter())
+    report = report_of(world)
+    terms = report.speedup
+    assert terms is not None
+    assert (terms.verified_tokens, terms.draft_steps, terms.batch_size) == (4, 3, 1)
+    seconds = 3 * terms.draft_seconds + terms.verify_seconds
+    assert terms.value == pytest.approx(report.length * terms.target_seconds / seconds)
+    assert min(terms.target_seconds, terms.verify_seconds, terms.draft_seconds) > 0
+    assert f"predicted speed-up {terms.value:.2f} for one user" in result.message
+
+
+def test_a_report_of_an_earlier_version_is_still_the_measurement(world):
+    """Before there were sets, temperatures and trees, reports said nothing of them."""
+    evaluate(world.task, reporter())
+    report = json.loads(world.report.read_text())
+    old = {name: value for name, value in report.items() if name not in ("sets", "together", "speedup", "engine")}
+    old["settings"] = {
+        name: value for name, value in report["settings"].items() if name not in ("promptSets", "tree", "seed")
+    }
+    world.report.write_text(json.dumps(old))
+    assert evaluate(world.without_target(), reporter()).acceptance is not None
+
+
+# -- An engine -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Played:
+    """An engine that answers what the target answers, and counts as if every round accepted one proposal."""
+
+    replies: dict[tuple[int, ...], tuple[int, ...]]
+    asked: list[tuple[int, ...]]
+    identity: Identity
+    wrong: bool = False
+
+    def first_token(self, prompt: Sequence[int]) -> int:
+        return self.replies[tuple(prompt)][0] + self.wrong
+
+    def answer(self, prompt: Sequence[int], asked: Asked) -> ServedAnswer:
+        assert (asked.max_new_tokens, asked.temperature) == (10, 0)
+        self.asked.append(tuple(prompt))
+        reply = self.replies[tuple(prompt)]
+        rounds = len(reply) // 2
+        return ServedAnswer(reply, len(reply), rounds, rounds, (rounds, 0, 0), 0.5)
+
+
+@pytest.fixture
+def engine(world, monkeypatch) -> Played:
+    """A world whose target has answered, and an engine that is found at any address."""
+    evaluate(world.task, reporter())
+    world.report.unlink()
+    answers = Answers.model_validate_json(world.answers.read_bytes()).answers
+    played = Played({answer.prompt: answer.reply for answer in answers}, [], Identity("vllm", "0.32.0", "target", 3))
+    monkeypatch.setattr("draftyard_trainer.served.connect", lambda *_: played)
+    return played
+
+
+ENGINE = Engine(url="http://vllm:8000")
+
+
+def test_an_engine_is_measured_beside_our_prediction(world, engine):
+    result = evaluate(world.asking(engine=ENGINE), reporter())
+    report = report_of(world)
+    assert (report.length, report.per_position, report.settings.evaluator) == (2.0, (1.0, 0.0, 0.0), "engine")
+    told = report.engine
+    assert told is not None
+    assert (told.name, told.version, told.equal_replies) == ("vllm", "0.32.0", 1.0)
+    assert told.predicted_length < 1.1
+    assert told.difference == pytest.approx(2.0 / told.predicted_length - 1)
+    assert told.tokens_per_second == pytest.approx(report.reply_tokens / 3.0, abs=0.1)
+    # So far apart that it runs another draft: said, and left to the reader.
+    assert "measured in vllm 0.32.0, +" in result.message
+    assert "does it serve this draft?" in result.message
+    assert len(engine.asked) == 6
+
+
+def test_an_engine_of_another_model_is_refused_before_it_is_measured(world, engine):
+    engine.wrong = True
+    with pytest.raises(Failure, match="begins 0 of 6 answers as the target does") as caught:
+        evaluate(world.asking(engine=ENGINE), reporter())
+    assert caught.value.code == ExitCode.BAD_TASK
+    assert engine.asked == []
+
+
+def test_an_engine_that_looks_further_ahead_is_refused_before_the_target_is_loaded(world, engine):
+    engine.identity = Identity("vllm", "0.32.0", "target", 5)
+    with pytest.raises(Failure, match="proposes 5 steps, topK 1; accepted: 3 steps"):
+        evaluate(world.asking(engine=ENGINE), reporter())
 
 
 def test_no_room_for_an_answer_is_bad_data(world):

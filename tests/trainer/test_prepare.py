@@ -433,6 +433,16 @@ def test_without_evaluate_nothing_has_to_be_held_out(make: MakeTask) -> None:
     assert (counts.held_out_documents, counts.train_documents) == (0, 40)
 
 
+def test_prompts_that_are_not_there_are_said_before_the_data_is_read(make: MakeTask, tmp_path: Path) -> None:
+    """They are needed hours later, by evaluate."""
+    asked = {"sets": ["file"], "file": {"uri": f"file://{tmp_path}/mine.jsonl"}}
+    failure = refused(make(otherPrompts=asked))
+    assert (failure.code, failure.reason) == (ExitCode.NOT_FOUND, Reason.DATA_NOT_FOUND)
+    assert failure.message.startswith("evaluate.promptFile.uri: given file://")
+    written(tmp_path / "mine.jsonl", [{"prompt": "Why?"}])
+    assert prepared(make(otherPrompts=asked)).counts.documents == 40
+
+
 def test_something_has_to_be_left_for_training(make: MakeTask, tmp_path: Path) -> None:
     held_out = [f"sample {number}" for number in range(40) if is_held_out(f"sample {number}", 0.5)]
     source = written(tmp_path / "few.jsonl", [chat("Hi", "Ho", id=name) for name in held_out])

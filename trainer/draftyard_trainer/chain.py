@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from draftyard_trainer.data.document import Ids
 from draftyard_trainer.draft.attention import Documents
-from draftyard_trainer.draft.model import DraftModel
+from draftyard_trainer.draft.model import DraftModel, UnrollState
 from draftyard_trainer.hidden_states.sample import Sample
 
 # n tokens of prompt and reply, R rows that propose, K proposals per row, D draft vocabulary, P prompts
@@ -51,6 +50,8 @@ class ChainAcceptance:
     """Share of rounds in which proposals 1..i were all accepted."""
     interval: tuple[float, float]
     """95 % bootstrap of the length over prompts."""
+    per_position_intervals: tuple[tuple[float, float], ...]
+    """The same of each share."""
 
     @property
     def length(self) -> float:
@@ -83,25 +84,44 @@ def propose(draft: DraftModel, sample: Sample, num_proposals: int, forced: bool)
     return proposed_KN
 
 
-@torch.no_grad()
-def unroll_logits(draft: DraftModel, sample: Sample, rows: Ids, num_steps: int, forced: bool) -> Iterator[Tensor]:
-    """Logits `[R, D]` of the chosen rows at every step; all rows of the sample give their keys and values."""
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """An unroll after its first step."""
+
+    following: Tensor
+    """`[n + steps]`: the token at t+1 for row t; id 0 stands in behind the end, where no row is read."""
+    rows: Tensor
+    """`[R]`."""
+    hidden: Tensor
+    """`[R, H]`."""
+    state: UnrollState
+
+
+def open_unroll(draft: DraftModel, sample: Sample, rows: Ids, num_further: int) -> Opened:
+    """Run the first step: all rows of the sample give their keys and values, the chosen ones their hidden states."""
     device, n = draft.fc.weight.device, sample.document.num_tokens
-    # Row t of `following` is the token at t+1; id 0 stands in behind the end, where no row is read.
-    following_N = torch.zeros(n + num_steps, dtype=torch.int64, device=device)
+    following_N = torch.zeros(n + num_further, dtype=torch.int64, device=device)
     following_N[: n - 1] = torch.from_numpy(sample.document.tokens[1:]).to(device)
     rows_R, positions_N = torch.from_numpy(rows).to(device), torch.arange(n, device=device)
     borders = torch.tensor([0, n], dtype=torch.int32, device=device)
     state = draft.start(Documents((0, n), borders))
     # Stored in the target's dtype; the draft casts to its own.
     fused_NH = draft.fuse(sample.aux.to(device))
-    hidden_RH = draft.first_step(draft.project(draft.embed(following_N[:n])), fused_NH, positions_N, rows_R, state)
+    tokens_NP = draft.project(draft.embed(following_N[:n]))
+    return Opened(following_N, rows_R, draft.first_step(tokens_NP, fused_NH, positions_N, rows_R, state), state)
+
+
+@torch.no_grad()
+def unroll_logits(draft: DraftModel, sample: Sample, rows: Ids, num_steps: int, forced: bool) -> Iterator[Tensor]:
+    """Logits `[R, D]` of the chosen rows at every step; all rows of the sample give their keys and values."""
+    opened = open_unroll(draft, sample, rows, num_steps)
+    rows_R, hidden_RH = opened.rows, opened.hidden
     logits_RD = draft.logits(hidden_RH)
     yield logits_RD
     for step in range(1, num_steps):
-        fed_R = following_N[rows_R + step] if forced else draft.target_ids()[logits_RD.argmax(-1)]
+        fed_R = opened.following[rows_R + step] if forced else draft.target_ids()[logits_RD.argmax(-1)]
         tokens_RP = draft.project(draft.embed(fed_R))
-        hidden_RH = draft.next_step(tokens_RP, draft.carry(hidden_RH), rows_R + step, rows_R, state)
+        hidden_RH = draft.next_step(tokens_RP, draft.carry(hidden_RH), rows_R + step, rows_R, opened.state)
         logits_RD = draft.logits(hidden_RH)
         yield logits_RD
 
@@ -155,23 +175,24 @@ def summarise(counts: Sequence[RoundCounts], seed: int = 0) -> ChainAcceptance:
     # A length of 1.00 would read as a bad draft, when nothing was measured.
     if not rounds_P.sum():
         raise ValueError("no reply is longer than one token: there is nothing to draft")
-    total: npt.NDArray[np.int64] = np.sum([count.per_position for count in counts], axis=0)
+    hits_PK = np.stack([count.per_position for count in counts])
     return ChainAcceptance(
         rounds=int(rounds_P.sum()),
         accepted=int(accepted_P.sum()),
-        per_position=tuple((total / rounds_P.sum()).tolist()),
-        interval=bootstrap(rounds_P, accepted_P, seed),
+        per_position=tuple((hits_PK.sum(axis=0) / rounds_P.sum()).tolist()),
+        interval=bootstrap(rounds_P, accepted_P, seed, base=1),
+        per_position_intervals=tuple(bootstrap(rounds_P, hits_P, seed) for hits_P in hits_PK.T),
     )
 
 
-def bootstrap(rounds_P: Ids, accepted_P: Ids, seed: int) -> tuple[float, float]:
-    """95 % interval of 1 + accepted / rounds over prompts, by resampling prompts with replacement."""
+def bootstrap(rounds_P: Ids, hits_P: Ids, seed: int, base: int = 0) -> tuple[float, float]:
+    """95 % interval of base + hits / rounds over prompts, by resampling prompts with replacement."""
     generator = np.random.default_rng(seed)
     # Prompts and not rounds are drawn: rounds of one reply are alike.
     picked = generator.integers(0, len(rounds_P), size=(RESAMPLES, len(rounds_P)))
     # A resample of prompts without any round says nothing about acceptance.
     rounds = np.maximum(rounds_P[picked].sum(axis=1), 1)
-    low, high = np.percentile(1 + accepted_P[picked].sum(axis=1) / rounds, INTERVAL)
+    low, high = np.percentile(base + hits_P[picked].sum(axis=1) / rounds, INTERVAL)
     return float(low), float(high)
 
 

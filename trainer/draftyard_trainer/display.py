@@ -14,6 +14,7 @@ from rich.table import Table
 
 from draftyard_api import serving
 from draftyard_api.progress import Acceptance, Progress, StageResult
+from draftyard_api.spec import Evaluate, Tree
 
 SECONDS_BETWEEN_LINES = 15.0
 """Without a terminal a bar would fill a log: a line now and then says the same."""
@@ -152,6 +153,18 @@ def accepted(acceptance: Acceptance) -> str:
     )
 
 
-def serve_lines(target: str, draft: str, draft_tokens: int) -> list[str]:
+def conditions(acceptance: Acceptance, judged: Evaluate | None) -> str:
+    """Under which conditions a length was reached: `held out, K=3, greedy`."""
+    if acceptance.source == "Simulated" or judged is None:
+        return f"held out, simulated, K={acceptance.draft_tokens}, greedy"
+    asked = "held out" if judged.prompt_sets[0] == "heldOut" else judged.prompt_sets[0]
+    if judged.tree:
+        proposed = f"tree of {judged.tree.steps} steps, topK {judged.tree.top_k}, {judged.tree.draft_tokens} tokens"
+    else:
+        proposed = f"K={acceptance.draft_tokens}"
+    return f"{asked}, {proposed}, {'temperature 1' if judged.temperature else 'greedy'}"
+
+
+def serve_lines(target: str, draft: str, draft_tokens: int, tree: Tree | None = None) -> list[str]:
     """How to serve the draft."""
-    return [serving.vllm(target, draft, draft_tokens), serving.sglang(target, draft, draft_tokens)]
+    return [serving.vllm(target, draft, draft_tokens), serving.sglang(target, draft, draft_tokens, tree)]

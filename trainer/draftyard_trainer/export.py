@@ -265,7 +265,7 @@ def publish(store: Store, run: str, target: Target, acceptance: Acceptance, sett
         settings=settings,
         serve=ServeLines(
             vllm=serving.vllm(model, draft, acceptance.draft_tokens),
-            sglang=serving.sglang(model, draft, acceptance.draft_tokens),
+            sglang=serving.sglang(model, draft, acceptance.draft_tokens, settings.tree if settings else None),
         ),
     )
     store.publish(f"{name}/{PUBLISHED}", published.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode())

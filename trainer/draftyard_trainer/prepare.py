@@ -15,16 +15,16 @@ from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import MANIFEST, prepared_path
 from draftyard_api.progress import Counts, DatasetCounts, Prepared, StageResult
 from draftyard_api.reasons import Reason
-from draftyard_api.spec import Data
 from draftyard_api.targets import TargetShape
 from draftyard_api.task import PrepareTask
 from draftyard_trainer import order, process, warm_start
 from draftyard_trainer.data.admission import check_split, is_already_trained, resolve_aux_layers
 from draftyard_trainer.data.building import Recipe, build_documents, require_known_ids
-from draftyard_trainer.data.built_in import FORMATS, ChatFormat
+from draftyard_trainer.data.built_in import known_format
 from draftyard_trainer.data.document import Ids
 from draftyard_trainer.data.manifest import DataKey, PreparedManifest
 from draftyard_trainer.data.prepared import PreparedDataset, PreparedWriter, sealed
+from draftyard_trainer.data.questions import QuestionSource, require_questions
 from draftyard_trainer.data.source import RowSource, open_rows
 from draftyard_trainer.data.tally import Tally
 from draftyard_trainer.data.template import ChatTemplate
@@ -69,6 +69,9 @@ def prepare(task: PrepareTask, reporter: Reporter) -> StageResult:
         require_one_gpu(task.target, "with mode Online")
     if task.evaluates:
         require_one_gpu(task.target, "with an evaluate block")
+    if task.other_prompts is not None:
+        for name in task.other_prompts.sets:
+            require_questions(QuestionSource(name, task.other_prompts.file))
     # a CPU pod: tokenizer and config are a few MB, the weights may be hundreds of GB
     target = locate(task.target, weights=False)
     initial = warm_start.find(task, target)
@@ -117,7 +120,7 @@ def read_inputs(
     """Load the tokenizer, and collect everything that decides the documents. Raises Failure."""
     data, folder = task.data, target.path
     tokenizer = load_tokenizer(folder, task.target.model, task.target.trust_remote_code)
-    template = ChatTemplate(tokenizer, data.template_kwargs, known_format(data))
+    template = ChatTemplate(tokenizer, data.template_kwargs, known_format(data.chat_template))
     stops = stop_ids(folder, target.config, tokenizer, data.stop_tokens)
     keep = token_ids(tokenizer, task.draft.keep_tokens, "draft.keepTokens")
     vocab_size = int(target.config["vocab_size"])
@@ -146,19 +149,6 @@ def read_inputs(
         recipe=Recipe(template, tokenizer.backend_tokenizer, rules, data.split_turns, data.eval_fraction),
         bos_id=tokenizer.bos_token_id if isinstance(tokenizer.bos_token_id, int) else None,
         initial=initial,
-    )
-
-
-def known_format(data: Data) -> ChatFormat | None:
-    """The built-in chat format that the run names; None for the tokenizer's own. Raises Failure(BAD_TASK)."""
-    if data.chat_template == "auto":
-        return None
-    if data.chat_template in FORMATS:
-        return FORMATS[data.chat_template]
-    raise Failure(
-        ExitCode.BAD_TASK,
-        Reason.TASK_REJECTED,
-        f'data.chatTemplate: given "{data.chat_template}"; accepted: auto (the tokenizer\'s own), {", ".join(FORMATS)}',
     )
 
 

@@ -302,12 +302,12 @@ def conclude(local: LocalRun) -> None:
     console, spec = local.console, local.spec
     workspace = local.place.workspace.removeprefix("file://")
     draft = f"{workspace}/{names.export_path(local.identity.name)}"
-    draft_tokens = spec.evaluate.draft_tokens if spec.evaluate else 3
+    tree = spec.evaluate.tree if spec.evaluate else None
     console.print(display.stage_table(local.results))
     for line in tracked(local):
         console.print(line, highlight=False, soft_wrap=True)
     target = storage_uri.parse(local.place.resolve(spec.target.model))
-    for line in display.serve_lines(target.path or str(target), draft, draft_tokens):
+    for line in display.serve_lines(target.path or str(target), draft, plan.draft_tokens(spec), tree):
         console.print(line, highlight=False, soft_wrap=True)
     report = shlex.join(["draftyard", "report", workspace, "--run", local.identity.name])
     console.print(f"a page about it: {report}", highlight=False, soft_wrap=True)
@@ -316,5 +316,4 @@ def conclude(local: LocalRun) -> None:
     if acceptance is None:
         print(f"already trained draft: {draft}")
         return
-    how = "held out" if acceptance.source == "Measured" else "held out, simulated"
-    print(f"acceptance length {acceptance.length} ({how}, K={acceptance.draft_tokens}, greedy) draft: {draft}")
+    print(f"acceptance length {acceptance.length} ({display.conditions(acceptance, spec.evaluate)}) draft: {draft}")

@@ -114,6 +114,8 @@ def environment(work: Work) -> list[Manifest]:
     if work.stage is Stage.PREPARE:
         made += credentials("data", spec.data.source.s3)
         made += credentials("draft", spec.draft.s3)
+    if work.stage is Stage.EVALUATE and spec.evaluate is not None and spec.evaluate.engine is not None:
+        made += secret(names.ENV_ENGINE_KEY, spec.evaluate.engine.secret_ref)
     if work.stage in (Stage.TRAIN, Stage.EVALUATE):
         tracking = spec.tracking
         made += secret("WANDB_API_KEY", tracking.wandb.secret_ref if tracking.wandb else None)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from draftyard_api.exit_codes import ExitCode, Failure
+from draftyard_api.reasons import Reason
+
 
 @dataclass(frozen=True)
 class ChatFormat:
@@ -48,3 +51,13 @@ FORMATS: Mapping[str, ChatFormat] = {
 def recognise(text: str) -> ChatFormat | None:
     """The known format whose assistant header is in a rendered text, or None."""
     return next((known for known in FORMATS.values() if known.assistant_header in text), None)
+
+
+def known_format(name: str) -> ChatFormat | None:
+    """The built-in format that `data.chatTemplate` names; None for the tokenizer's own. Raises Failure(BAD_TASK)."""
+    if name == "auto":
+        return None
+    if name in FORMATS:
+        return FORMATS[name]
+    message = f'data.chatTemplate: given "{name}"; accepted: auto (the tokenizer\'s own), {", ".join(FORMATS)}'
+    raise Failure(ExitCode.BAD_TASK, Reason.TASK_REJECTED, message)

@@ -290,6 +290,10 @@ class ChatTemplate:
         # shorter: history is written differently from `text`, as templates do that drop earlier thinking
         return prompt_end if prompt_end >= shortest else None
 
+    def prompt(self, conversation: Conversation) -> str:
+        """What a server gives the target to answer to. Raises RenderError."""
+        return self._prompt(conversation)[0]
+
     def _prompt(self, conversation: Conversation) -> tuple[str, int]:
         """The conversation with a generation prompt, and its length without one. Raises RenderError."""
         compiled = self._compiled(conversation)

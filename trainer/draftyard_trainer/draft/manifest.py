@@ -14,6 +14,7 @@ from pydantic import Field
 
 from draftyard_api.progress import Acceptance
 from draftyard_api.schema import Model
+from draftyard_api.spec import Tree
 
 FORMAT = 1
 
@@ -253,15 +254,23 @@ class Settings(Model):
     draft_tokens: int
     """K: proposals per round."""
     max_prompts: int
-    """Held-out conversations at most."""
+    """Prompts of each set at most."""
     max_new_tokens: int
     """Tokens of an answer at most."""
     temperature: float = 0.0
-    """0: greedy."""
+    """0: greedy. 1: sampled, with exact rejection sampling."""
     proposal: str = "chain"
-    """One proposal per position."""
+    """chain: one proposal per position. tree: several, verified together."""
     evaluator: str = "draftyard"
-    """What computed it."""
+    """What computed it: draftyard, or an engine that was asked."""
+    prompt_sets: tuple[str, ...] = ("heldOut",)
+    """What was asked, the set first that the gate looks at."""
+    prompt_file_sha256: str | None = None
+    """Content of the prompts of one's own."""
+    tree: Tree | None = None
+    """Of a tree; `draftTokens` above is its depth then."""
+    seed: int | None = None
+    """With temperature 1."""
 
 
 class TeacherForced(Model):
@@ -295,6 +304,78 @@ class SampleReply(Model):
     """Of each round, its accepted proposals; the target's own token follows. The first token is before any round."""
 
 
+class SetAcceptance(Model):
+    """What one set of prompts gave, or all of them together."""
+
+    name: str
+    """The set, or `together`."""
+    length: float
+    """1 + accepted / rounds."""
+    interval: tuple[float, float]
+    """95 % bootstrap over prompts."""
+    per_position: tuple[float, ...]
+    """Share of rounds in which proposals 1..i were all accepted; empty where an engine does not count that."""
+    per_position_intervals: tuple[tuple[float, float], ...]
+    """95 % bootstrap over prompts, of each."""
+    rounds: int
+    """Draft-and-verify cycles."""
+    accepted: int
+    """Accepted proposals."""
+    prompts: int
+    """Answers behind the numbers; a question with two turns has two."""
+    skipped_prompts: dict[str, int]
+    """Documents or rows that gave no prompt, by reason."""
+    reply_tokens: int
+    """Tokens of the answers."""
+
+
+class Speedup(Model):
+    """How much faster speculation should be for one user, from costs that were measured where this ran.
+
+    `length / ((steps * draft + verify) / target)`, in the code of the evaluator and not that of an engine.
+    """
+
+    value: float
+    """Times as fast as the target alone."""
+    target_seconds: float
+    """A step of the target that reads one token."""
+    verify_seconds: float
+    """A step of the target that reads `verifiedTokens`."""
+    draft_seconds: float
+    """A step of the draft."""
+    verified_tokens: int
+    """Proposals of a round, and the newest verified token."""
+    draft_steps: int
+    """Steps of the draft in a round."""
+    batch_size: int = 1
+    """Users."""
+    context_tokens: int
+    """Tokens before the measured steps."""
+    device: str
+    """Where it was measured."""
+
+
+class Served(Model):
+    """The engine that was asked, beside what our own evaluator predicted for it."""
+
+    name: str
+    """vllm or sglang."""
+    version: str
+    """As it says."""
+    model: str
+    """As it calls the target."""
+    predicted_length: float
+    """Of the first set, by our own evaluator."""
+    difference: float
+    """length / predictedLength - 1."""
+    equal_replies: float | None = None
+    """Share of the answers that are token by token the target's own; None with temperature 1."""
+    seconds: float
+    """Of all answers, one after the other."""
+    tokens_per_second: float
+    """Of one user."""
+
+
 class Evaluation(Model):
     """`evaluation.json`: the acceptance length of one export."""
 
@@ -324,6 +405,14 @@ class Evaluation(Model):
     """For comparison."""
     seconds: Seconds
     """Wall-clock."""
+    sets: tuple[SetAcceptance, ...] = ()
+    """Every set, the one first whose numbers stand above."""
+    together: SetAcceptance | None = None
+    """All sets as one; None with a single one."""
+    speedup: Speedup | None = None
+    """Predicted for the first set."""
+    engine: Served | None = None
+    """With an engine."""
     samples: tuple[SampleReply, ...] = ()
     """A few replies, round by round; none in reports of versions that did not keep them."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from draftyard_api.schema import Dtype
 from draftyard_trainer.data.document import Document, Ids
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.target.anatomy import Decoder, find_decoder, require_layers
-from draftyard_trainer.target.decoding import decode_greedily
+from draftyard_trainer.target.decoding import CachedText, decode, draw
 from draftyard_trainer.target.head import TargetHead
 from draftyard_trainer.target.location import TargetFiles, unsupported
 from draftyard_trainer.target.tensor_parallel import ALONE, Order, Ranks, whole
@@ -184,19 +184,49 @@ class CapturedTarget:
 
     # -- Prompts in, replies out --------------------------------------------------------------------
 
-    @torch.no_grad()
     def greedy(self, prompts: Sequence[Ids], max_new_tokens: int, stop_ids: Sequence[int]) -> list[Ids]:
         """The target's most likely reply to each prompt, its stop token included; ties go to the lowest id.
 
         All prompts run as one batch. Raises ValueError for an empty prompt.
         """
+        return self._reply(
+            lambda _places, _step, last_BH: self.head.tok_lse(last_BH).tok, prompts, max_new_tokens, stop_ids
+        )
 
-        def next_tokens(**inputs: Any) -> Tensor:
+    def sampled(self, prompts: Sequence[Ids], stop_ids: Sequence[int], uniforms_BT: Tensor) -> list[Ids]:
+        """A reply to each prompt, drawn from the target at temperature 1: token t of row b by `uniforms_BT[b, t]`."""
+
+        def drawn(places: Sequence[int], step: int, last_BH: Tensor) -> Tensor:
+            return draw(self.head.logits(last_BH), uniforms_BT[list(places), step])
+
+        return self._reply(drawn, prompts, uniforms_BT.shape[1], stop_ids)
+
+    @torch.no_grad()
+    def _reply(
+        self,
+        choose: Callable[[Sequence[int], int, Tensor], Tensor],
+        prompts: Sequence[Ids],
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+    ) -> list[Ids]:
+        """Replies whose tokens are chosen by what the final norm gives, `[B, H]`."""
+
+        def next_tokens(places: Sequence[int], step: int, inputs: dict[str, Any]) -> Tensor:
             with self._watching((), self._decoder.norm) as seen:
                 self._decoder.backbone(**inputs, use_cache=True)
-            return self.head.tok_lse(seen.last[:, -1]).tok
+            return choose(places, step, seen.last[:, -1])
 
-        return decode_greedily(next_tokens, self._model.config, prompts, max_new_tokens, stop_ids, self.device)
+        return decode(next_tokens, self._model.config, prompts, max_new_tokens, stop_ids, self.device)
+
+    def cached_text(self) -> CachedText:
+        """An empty text to read, every token followed by the choice of the most likely next one, as in a server."""
+
+        def backbone(**inputs: Any) -> None:
+            with self._watching((), self._decoder.norm) as seen:
+                self._decoder.backbone(**inputs)
+            self.head.tok_lse(seen.last[0])
+
+        return CachedText(backbone, self._model.config, self.device)
 
     @contextmanager
     def _watching(self, blocks: Sequence[nn.Module], norm: nn.Module) -> Iterator[Seen]:

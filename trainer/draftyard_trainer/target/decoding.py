@@ -1,4 +1,4 @@
-"""Greedy decoding of a batch, written out: a model's own generation defaults (penalties, sampling) must not count."""
+"""Decoding of a batch, written out: a model's own generation defaults (penalties, top-p) must not count."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ KEEP_SHARE = 0.75
 """Finished rows leave the batch when so few are left: each time costs a copy of the keys and values."""
 
 
-def decode_greedily(
-    next_tokens: Callable[..., Tensor],
+NextTokens = Callable[[Sequence[int], int, dict[str, Any]], Tensor]
+"""Takes which prompts still run, how many tokens each has got, and the inputs of a transformers backbone. Returns the
+next token of each, `[B]`."""
+
+
+def decode(
+    next_tokens: NextTokens,
     config: Any,
     prompts: Sequence[Ids],
     max_new_tokens: int,
@@ -28,7 +33,6 @@ def decode_greedily(
 ) -> list[Ids]:
     """Replies up to and with the first of `stop_ids`, or `max_new_tokens` long.
 
-    `next_tokens` takes the inputs of a transformers backbone and returns the most likely next token of each row, `[B]`.
     Prompts are padded on the left, where a mask hides the padding. Raises ValueError for an empty prompt.
     """
     if any(len(prompt) == 0 for prompt in prompts):
@@ -38,11 +42,12 @@ def decode_greedily(
     places = list(range(len(prompts)))
     ids_BT, mask_BT = pad_left(prompts, device)
     cache = DynamicCache(config=config)
-    for _ in range(max_new_tokens if prompts else 0):
+    for step in range(max_new_tokens if prompts else 0):
         positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
-        chosen_B = next_tokens(
-            input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, past_key_values=cache
-        ).to(torch.int64)
+        inputs = {
+            "input_ids": ids_BT, "attention_mask": mask_BT, "position_ids": positions_BT, "past_key_values": cache,
+        }  # fmt: skip
+        chosen_B = next_tokens(places, step, inputs).to(torch.int64)
         for place, token in zip(places, chosen_B.tolist(), strict=True):
             if not (replies[place] and replies[place][-1] in stops):
                 replies[place].append(token)
@@ -68,3 +73,29 @@ def pad_left(prompts: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tens
         ids_BT[row, longest - len(prompt) :] = torch.from_numpy(prompt)
         mask_BT[row, longest - len(prompt) :] = 1
     return ids_BT.to(device), mask_BT.to(device)
+
+
+def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """One token per row from softmax of its logits, `[B]`: the one at which the summed probability passes `uniform_B`.
+
+    In fp64, so that rare tokens are not lost in a sum of many.
+    """
+    summed_BV = logits_BV.double().softmax(-1).cumsum(-1)
+    # The last sum is 1 but for rounding.
+    wanted_B1 = uniform_B.to(summed_BV)[:, None] * summed_BV[:, -1:]
+    return torch.searchsorted(summed_BV, wanted_B1, right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)
+
+
+class CachedText:
+    """A text that the target has read, and goes on to read: its keys and values are kept, batch 1."""
+
+    def __init__(self, backbone: Callable[..., Any], config: Any, device: torch.device) -> None:
+        self._backbone = backbone
+        self._cache = DynamicCache(config=config)
+        self._device = device
+
+    @torch.no_grad()
+    def read(self, tokens: Ids) -> None:
+        """Read on."""
+        ids_1T = torch.from_numpy(tokens)[None].to(self._device)
+        self._backbone(input_ids=ids_1T, past_key_values=self._cache, use_cache=True)

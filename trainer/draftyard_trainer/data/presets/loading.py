@@ -81,8 +81,8 @@ def mirrored(table: Published) -> Path | None:
     return folder
 
 
-def load(table: Published) -> Any:
-    """The rows of a table, mapped into memory. Raises Failure."""
+def load(table: Published, field: str = "data.source.preset") -> Any:
+    """The rows of a table, mapped into memory. Raises Failure, which names the `field` that asked for it."""
     # it takes two seconds to load, which other sources should not cost
     import datasets  # noqa: PLC0415
 
@@ -91,13 +91,13 @@ def load(table: Published) -> Any:
     try:
         return datasets.load_dataset(**where, split=table.split)
     except (FileNotFoundError, ValueError, ConnectionError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise failure(table, error) from error
+        raise failure(table, error, field) from error
 
 
-def failure(table: Published, error: Exception) -> Failure:
+def failure(table: Published, error: Exception, field: str = "data.source.preset") -> Failure:
     """What a hub, or a mirror, that does not give a table means to the user."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    what = f"data.source.preset: {table.hub_id}"
+    what = f"{field}: {table.hub_id}"
     if status in (401, 403):
         message = f"{what}: the hub refuses access ({status}); set target.tokenSecretRef to a Secret with an HF_TOKEN"
         return Failure(ExitCode.DENIED, Reason.STORAGE_ACCESS_DENIED, message)
@@ -105,5 +105,6 @@ def failure(table: Published, error: Exception) -> Failure:
     if isinstance(error, ConnectionError):
         message = f"{what}: the hub is out of reach ({said}); try again, or name a mirror in {ENV_DATASETS}"
         return Failure(ExitCode.UNAVAILABLE, Reason.STORAGE_UNAVAILABLE, message)
-    message = f"{what}: it cannot be loaded ({said}); copy it to a file, and use data.source.file"
+    instead = "data.source.file" if field.startswith("data.") else "evaluate.promptFile"
+    message = f"{what}: it cannot be loaded ({said}); copy it to a file, and use {instead}"
     return Failure(ExitCode.NOT_FOUND, Reason.DATA_NOT_FOUND, message)
