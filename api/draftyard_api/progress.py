@@ -43,6 +43,8 @@ class Progress(Model):
     """Steps without an update, since the gradient was not finite (train)."""
     loss_spikes: int | None = None
     """Steps whose loss stood far above that of the steps before (train)."""
+    on_policy: str | None = None
+    """Share of the tokens so far that the target itself would have said (train)."""
     acceptance: str | None = None
     """Last acceptance length: simulated in train, measured in evaluate."""
     tokens_per_second: str | None = None
@@ -123,6 +125,31 @@ class Prepared(Model):
         return self.counts.documents
 
 
+class Regenerated(Model):
+    """Result of one shard of regenerate."""
+
+    key: str
+    """Folder below `conversations/`."""
+    shard: int
+    """Number of the shard."""
+    shards: int
+    """Number of all shards."""
+    conversations: int
+    """Conversations with answers of the target."""
+    answers: int
+    """Answers in them."""
+    unfinished: int
+    """Answers that were cut at their limit."""
+    tokens: int
+    """Tokens of all answers."""
+    skipped: dict[str, int]
+    """Rows without an answer, by reason."""
+    target_commit: str
+    """Commit of the target, or the content hash of a local folder."""
+    tokens_per_second: float | None = None
+    """Rate at which they were said, also of a shard that was found finished."""
+
+
 class StoredStates(Model):
     """Result of one shard of generate."""
 
@@ -157,6 +184,8 @@ class Trained(Model):
     """Loss of the last step."""
     acceptance: Acceptance
     """Simulated, on held-out documents."""
+    on_policy: str | None = None
+    """Share of the tokens that the target itself would have said, in the last step."""
 
 
 class Acceptance(Model):
@@ -193,6 +222,8 @@ class StageResult(Model):
     """Time that the stage took in this attempt."""
     peak_memory_bytes: int | None = None
     """Largest resident memory of one of its processes."""
+    regenerated: Regenerated | None = None
+    """Of regenerate."""
     prepared: Prepared | None = None
     """Of prepare."""
     hidden_states: StoredStates | None = None

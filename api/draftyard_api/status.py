@@ -44,6 +44,7 @@ class ConditionType(StrEnum):
     """What a condition is about."""
 
     ACCEPTED = "Accepted"
+    REGENERATED = "Regenerated"
     PREPARED = "Prepared"
     PLANNED = "Planned"
     GENERATED = "Generated"
@@ -88,6 +89,8 @@ class Resolved(Model):
     """`tokenizer`, or the name of a built-in one."""
     aux_layers: Annotated[tuple[int, ...], Field(max_length=8)] | None = None
     """Captured layers."""
+    conversations: Short | None = None
+    """Folder of the target's own answers below `conversations/` in the workspace."""
     prepared: Short | None = None
     """Folder of the tokens below `prepare/` in the workspace."""
     image: Message | None = None
@@ -97,6 +100,8 @@ class Resolved(Model):
 class PlannedBytes(Model):
     """What a run will write, and what there is."""
 
+    conversations: Count = 0
+    """The target's own answers (data.regenerate)."""
     prepare: Count = 0
     """Tokens and masks."""
     hidden_states: Count = 0
@@ -118,6 +123,8 @@ class PlannedBytes(Model):
 class GpuHours(Model):
     """What a run will cost."""
 
+    regenerate: Decimal | None = None
+    """The target's own answers (data.regenerate), where no engine gives them."""
     generate: Decimal | None = None
     """Offline: hidden states."""
     train: Decimal | None = None
@@ -145,10 +152,14 @@ class Plan(Model):
     """Supervised ones."""
     shards: Count | None = None
     """Shards of hidden states (Offline)."""
+    regenerate_shards: Count | None = None
+    """Shards of the target's own answers (data.regenerate)."""
     steps: Count
     """Optimizer steps."""
     vocab_coverage: Decimal | None = None
     """Share of the supervised tokens inside the draft vocabulary."""
+    on_policy_share: Decimal | None = None
+    """Share of the tokens that the target itself would have said, as training measured it."""
     bytes: PlannedBytes
     """Disk."""
     gpu_hours: GpuHours
@@ -169,7 +180,7 @@ class StageStatus(Model):
     child: Short | None = None
     """Kind and name of what runs it."""
     completed_shards: Message | None = None
-    """Intervals, such as 0-9,12 (generate)."""
+    """Intervals, such as 0-9,12 (regenerate, generate)."""
     failed_shards: Message | None = None
     """Likewise."""
     counted: Count = 0

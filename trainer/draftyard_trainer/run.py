@@ -27,7 +27,7 @@ from draftyard_api.plan import Place, RunIdentity
 from draftyard_api.progress import Prepared, StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import DraftTrainingSpec
-from draftyard_api.task import BaseTask, StoredStatesRef
+from draftyard_api.task import BaseTask, ConversationsRef, StoredStatesRef
 from draftyard_trainer import display
 from draftyard_trainer.reporting import interrupted, read_progress
 
@@ -170,7 +170,9 @@ def exclusive(local: LocalRun) -> Iterator[None]:
 def run_stages(local: LocalRun) -> None:
     """Every stage in turn, each told what the ones before it found."""
     identity, spec, place = local.identity, local.spec, local.place
-    prepared = execute(local, "prepare", plan.prepare_task(identity, spec, place)).prepared
+    conversations = regenerated(local) if Stage.REGENERATE in plan.stages(spec) else None
+    task = plan.prepare_task(identity, spec, place, conversations=conversations)
+    prepared = execute(local, "prepare", task).prepared
     assert prepared is not None
     if prepared.already_trained:
         return
@@ -179,13 +181,25 @@ def run_stages(local: LocalRun) -> None:
     if Stage.GENERATE in plan.stages(spec):
         shards = plan.default_shards(spec, prepared)
         for shard in range(shards):
-            task = plan.generate_task(identity, spec, place, prepared, shard)
-            stored = execute(local, f"generate-{shard:05d}", task).hidden_states
+            capture = plan.generate_task(identity, spec, place, prepared, shard)
+            stored = execute(local, f"generate-{shard:05d}", capture).hidden_states
             assert stored is not None
             states = StoredStatesRef(key=stored.key, shards=tuple(range(shards)), num_shards=shards)
     execute(local, "train", plan.train_task(identity, spec, place, prepared, states))
     if Stage.EVALUATE in plan.stages(spec):
         execute(local, "evaluate", plan.evaluate_task(identity, spec, place, prepared))
+
+
+def regenerated(local: LocalRun) -> ConversationsRef:
+    """Every shard of the target's own answers, one after the other."""
+    shards = plan.default_conversation_shards(local.spec)
+    keys = []
+    for shard in range(shards):
+        task = plan.regenerate_task(local.identity, local.spec, local.place, shards, shard)
+        made = execute(local, f"regenerate-{shard:05d}", task).regenerated
+        assert made is not None
+        keys.append(made.key)
+    return ConversationsRef(key=keys[0], num_shards=shards)
 
 
 def require_room(local: LocalRun, prepared: Prepared) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +18,10 @@ from draftyard_api.schema import Dtype
 from draftyard_trainer.data.document import Document, Ids
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.target.anatomy import Decoder, find_decoder, require_layers
-from draftyard_trainer.target.decoding import decode_greedily
+from draftyard_trainer.target.decoding import decode, decode_greedily
 from draftyard_trainer.target.head import TargetHead
 from draftyard_trainer.target.location import TargetFiles, unsupported
+from draftyard_trainer.target.sampling import Choice
 from draftyard_trainer.target.tensor_parallel import ALONE, Order, Ranks, whole
 
 # B documents of a batch, T its longest, N tokens of it without padding, r label rows, A captured layers, H width
@@ -197,6 +198,29 @@ class CapturedTarget:
             return self.head.tok_lse(seen.last[:, -1]).tok
 
         return decode_greedily(next_tokens, self._model.config, prompts, max_new_tokens, stop_ids, self.device)
+
+    @torch.no_grad()
+    def say(
+        self,
+        prompts: Sequence[Ids],
+        limits: Sequence[int],
+        stop_ids: Sequence[int],
+        choice: Choice,
+        look: Callable[[], None],
+    ) -> list[Ids]:
+        """The target's reply to each prompt, its stop token included, at most as long as its limit.
+
+        All prompts run as one batch; `look` is called before every token, and may end it. A reply whose last token is
+        negative has met logits that are not finite. Raises ValueError for an empty prompt.
+        """
+
+        def next_tokens(places: Sequence[int], step: int, **inputs: Any) -> Tensor:
+            look()
+            with self._watching((), self._decoder.norm) as seen:
+                self._decoder.backbone(**inputs, use_cache=True)
+            return choice.choose(self.head.logits(seen.last[:, -1]), places, step)
+
+        return decode(next_tokens, self._model.config, prompts, limits, stop_ids, self.device)
 
     @contextmanager
     def _watching(self, blocks: Sequence[nn.Module], norm: nn.Module) -> Iterator[Seen]:
