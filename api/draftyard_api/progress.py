@@ -12,6 +12,8 @@ from draftyard_api.reasons import Reason
 from draftyard_api.schema import Model
 from draftyard_api.targets import TargetShape
 
+LOW_ON_POLICY = 0.8
+"""Share of the tokens that the target itself would have said, below which a draft learns another one's text."""
 MAX_TERMINATION_BYTES = 4096
 """What Kubernetes keeps of a termination message."""
 
@@ -44,7 +46,7 @@ class Progress(Model):
     loss_spikes: int | None = None
     """Steps whose loss stood far above that of the steps before (train)."""
     on_policy: str | None = None
-    """Share of the tokens so far that the target itself would have said (train)."""
+    """Share of the last step's tokens that the target itself would have said (train)."""
     acceptance: str | None = None
     """Last acceptance length: simulated in train, measured in evaluate."""
     tokens_per_second: str | None = None

@@ -24,7 +24,7 @@ from draftyard_api import document, estimate, names, plan, preview, storage_uri
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import Stage
 from draftyard_api.plan import Place, RunIdentity
-from draftyard_api.progress import Prepared, StageResult
+from draftyard_api.progress import LOW_ON_POLICY, Prepared, StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import DraftTrainingSpec
 from draftyard_api.task import BaseTask, ConversationsRef, StoredStatesRef
@@ -185,7 +185,9 @@ def run_stages(local: LocalRun) -> None:
             stored = execute(local, f"generate-{shard:05d}", capture).hidden_states
             assert stored is not None
             states = StoredStatesRef(key=stored.key, shards=tuple(range(shards)), num_shards=shards)
-    execute(local, "train", plan.train_task(identity, spec, place, prepared, states))
+    trained = execute(local, "train", plan.train_task(identity, spec, place, prepared, states)).trained
+    if trained is not None and spec.data.regenerate is None and float(trained.on_policy or 1) < LOW_ON_POLICY:
+        local.console.print(off_policy(trained.on_policy or ""), style="yellow", highlight=False, soft_wrap=True)
     if Stage.EVALUATE in plan.stages(spec):
         execute(local, "evaluate", plan.evaluate_task(identity, spec, place, prepared))
 
@@ -200,6 +202,14 @@ def regenerated(local: LocalRun) -> ConversationsRef:
         assert made is not None
         keys.append(made.key)
     return ConversationsRef(key=keys[0], num_shards=shards)
+
+
+def off_policy(share: str) -> str:
+    """What a person should know whose data the target would not have written."""
+    return (
+        f"only {share} of the tokens are what the target itself would have said ({LOW_ON_POLICY} or more is usual): "
+        "the draft learns somebody else's text; data.regenerate: {} lets the target answer"
+    )
 
 
 def require_room(local: LocalRun, prepared: Prepared) -> None:
