@@ -19,11 +19,15 @@ FULL: Json = {
         "mode": "Offline",
         "target": {"model": "org/name", "tokenSecretRef": {"name": "hf"}, "s3": {"region": "a"}},
         "draft": {"auxLayers": [2, 16], "intermediateSize": 64, "keepTokens": ["a"], "initFrom": "org/draft"},
-        "data": {"source": {"preset": {"name": "a"}}, "maxSamples": 9, "templateKwargs": {"a": 1}, "stopTokens": ["b"]},
+        "data": {
+            "source": {"preset": {"name": "a"}}, "maxSamples": 9, "templateKwargs": {"a": 1}, "stopTokens": ["b"],
+            "regenerate": {"shards": 9, "engine": {"url": "https://a/v1", "model": "b", "secretRef": {"name": "a"}}},
+        },
         "workspace": {
             "pvc": {"claimTemplate": {"storageClassName": "a", "accessModes": ["ReadWriteMany"], "size": "1Gi"}}
         },
         "hiddenStates": {"shards": 9},
+        "regenerate": {"parallelism": 2},
         "generate": {"gpusPerPod": 1},
         "evaluate": {"minAcceptanceLength": 2, "gpusPerPod": 1},
         "tracking": {

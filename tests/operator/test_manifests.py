@@ -25,7 +25,11 @@ FULL = spec(
         "model": "meta-llama/Llama-3.1-8B-Instruct", "tensorParallel": 2,
         "tokenSecretRef": {"name": "hub", "key": "token"},
     },
-    data={"source": {"s3": {"uri": "s3://corpora/chat", "credentialsSecretRef": {"name": "corpora"}}}},
+    data={
+        "source": {"s3": {"uri": "s3://corpora/chat", "credentialsSecretRef": {"name": "corpora"}}},
+        "regenerate": {"shards": 4, "engine": {"url": "https://llama.example/v1", "secretRef": {"name": "llama"}}},
+    },
+    regenerate={"parallelism": 2},
     workspace={"s3": {"uri": "s3://models/draftyard", "credentialsSecretRef": {"name": "models"}}},
     tracking={"reportTo": ["wandb"], "wandb": {"project": "drafts", "secretRef": {"name": "wandb"}}},
     scheduling={"queueName": "gpus", "workloadPriorityClass": "high", "priorityClassName": "training"},
@@ -179,7 +183,8 @@ def test_a_stage_replaces_fields_of_all_stages_as_a_whole():
 
 
 @pytest.mark.parametrize(
-    ("stage", "gpus"), [(Stage.PREPARE, None), (Stage.GENERATE, 2), (Stage.TRAIN, 8), (Stage.EVALUATE, 2)]
+    ("stage", "gpus"),
+    [(Stage.REGENERATE, None), (Stage.PREPARE, None), (Stage.GENERATE, 2), (Stage.TRAIN, 8), (Stage.EVALUATE, 2)],
 )
 def test_gpus_are_counted_where_the_cluster_counts_them(stage, gpus):
     assert container(child_manifest(work(stage)))["resources"].get("limits", {}).get("nvidia.com/gpu") == gpus
@@ -207,8 +212,9 @@ def codes(made: Any, action: str) -> list[int]:
     ]
 
 
-def test_generate_is_an_indexed_job_whose_indexes_fail_alone():
-    made = child_manifest(work(Stage.GENERATE))
+@pytest.mark.parametrize("stage", [Stage.REGENERATE, Stage.GENERATE], ids=str)
+def test_shards_are_made_by_an_indexed_job_whose_indexes_fail_alone(stage):
+    made = child_manifest(work(stage))
     wanted = {
         "completionMode": "Indexed", "completions": 4, "parallelism": 2, "backoffLimitPerIndex": 3,
         "maxFailedIndexes": 0, "podReplacementPolicy": "Failed",
@@ -219,7 +225,7 @@ def test_generate_is_an_indexed_job_whose_indexes_fail_alone():
     assert codes(made, "FailJob") == [64, 65, 66, 70, 71, 73, 77, 78, 79, 82, 83]
     first = made["spec"]["podFailurePolicy"]["rules"][0]
     assert (first["action"], first["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
-    assert container(made)["name"] == "generate"
+    assert container(made)["name"] == stage
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE], ids=str)
@@ -232,9 +238,27 @@ def test_the_others_are_jobs_of_one_pod(stage):
     assert "activeDeadlineSeconds" not in made["spec"]
 
 
-def test_parallelism_is_bounded_by_the_operator():
+@pytest.mark.parametrize("stage", [Stage.REGENERATE, Stage.GENERATE], ids=str)
+def test_parallelism_is_bounded_by_the_operator(stage):
     config = CONFIG.model_copy(update={"max_parallelism": 1})
-    assert child_manifest(work(Stage.GENERATE, config=config))["spec"]["parallelism"] == 1
+    assert child_manifest(work(stage, config=config))["spec"]["parallelism"] == 1
+
+
+def test_of_own_answers_all_shards_are_needed():
+    given = FULL | {"hiddenStates": {"shards": 4, "maxFailedShards": 2}, "regenerate": {"retriesPerShard": 0}}
+    made = child_manifest(work(Stage.REGENERATE, given))["spec"]
+    assert (made["maxFailedIndexes"], made["backoffLimitPerIndex"], made["parallelism"]) == (0, 0, 1)
+
+
+def test_the_target_that_answers_has_a_gpu_and_an_engine_has_a_key():
+    assert "nvidia.com/gpu" not in json.dumps(child_manifest(work(Stage.REGENERATE)))
+    key = next(
+        one for one in container(child_manifest(work(Stage.REGENERATE)))["env"] if one["name"] == "OPENAI_API_KEY"
+    )
+    assert key["valueFrom"]["secretKeyRef"] == {"name": "llama", "key": "OPENAI_API_KEY"}
+    assert "OPENAI_API_KEY" not in json.dumps(child_manifest(work(Stage.PREPARE)))
+    own = FULL | {"data": FULL["data"] | {"regenerate": {}}, "target": {"model": "org/name"}}
+    assert container(child_manifest(work(Stage.REGENERATE, own)))["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 
 # -- PyTorchJobs ------------------------------------------------------------------------------------------------------
