@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import time
+import queue
+import threading
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPException
@@ -32,6 +33,8 @@ LONGEST_WAIT_SECONDS = 120.0
 """What a server may ask for in Retry-After."""
 ANSWER_SECONDS = 1800.0
 """Without a byte from the server: an answer of thousands of tokens on a loaded server comes late."""
+LOOK_SECONDS = 1.0
+"""Between two looks at signals while answers are waited for."""
 MAX_BYTES = 64 * 2**20
 """Of an answer: more is no answer."""
 AGAIN = (
@@ -102,7 +105,8 @@ class EngineSpeaker:
     asking: Asking
     look: Callable[[], None]
     """Called now and then; may end the stage."""
-    sleep: Callable[[float], None] = time.sleep
+    pause: Callable[[threading.Event, float], object] = threading.Event.wait
+    """Waits before a further try, unless all is over by then."""
     waits_seconds: tuple[float, ...] = WAITS_SECONDS
     device: str = "engine"
 
@@ -112,20 +116,45 @@ class EngineSpeaker:
         Raises Failure: DENIED when the server refuses us, NOT_FOUND when it does not serve the model, UNAVAILABLE when
         it is out of reach after all tries, BAD_TASK when it does not take what it is asked.
         """
-        replies: dict[int, Reply] = {}
-        with ThreadPoolExecutor(self.engine.concurrency, thread_name_prefix="ask") as threads:
-            asked = {threads.submit(self._ask, question): place for place, question in enumerate(questions)}
-            try:
-                for done in as_completed(asked):
-                    replies[asked[done]] = done.result()
-                    self.look()
-            except BaseException:
-                # those that have not begun are not asked any more
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+        waiting = deque(enumerate(questions))
+        answered: queue.SimpleQueue[tuple[int, Reply | Exception]] = queue.SimpleQueue()
+        over = threading.Event()
+
+        def work() -> None:
+            while not over.is_set():
+                try:
+                    place, question = waiting.popleft()
+                except IndexError:
+                    return
+                try:
+                    answered.put((place, self._ask(question, over)))
+                except Exception as error:  # whoever waits for the answer raises it
+                    answered.put((place, error))
+
+        # daemons: a stage that is told to stop does not wait for answers that nobody will read
+        for _ in range(min(self.engine.concurrency, len(questions))):
+            threading.Thread(target=work, name="ask", daemon=True).start()
+        try:
+            replies = self._gather(answered, len(questions))
+        finally:
+            over.set()
         return [replies[place] for place in range(len(questions))]
 
-    def _ask(self, question: Question) -> Reply:
+    def _gather(self, answered: queue.SimpleQueue[tuple[int, Reply | Exception]], number: int) -> dict[int, Reply]:
+        """So many answers, by place. Raises what the first one raised that failed, and what `look` raises."""
+        replies: dict[int, Reply] = {}
+        while len(replies) < number:
+            self.look()
+            try:
+                place, made = answered.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                continue
+            if isinstance(made, Exception):
+                raise made
+            replies[place] = made
+        return replies
+
+    def _ask(self, question: Question, over: threading.Event) -> Reply:
         """One question, again while it makes sense. Raises Failure."""
         body = json.dumps(self.asking.body(question)).encode("utf-8", "replace")
         for wait in (*self.waits_seconds, None):
@@ -139,7 +168,7 @@ class EngineSpeaker:
                 why, asked_for = str(getattr(error, "reason", error)), 0.0
             if wait is None:
                 raise unavailable(self.engine.url, why, len(self.waits_seconds) + 1)
-            self.sleep(max(wait, asked_for))
+            self.pause(over, max(wait, asked_for))
         raise AssertionError("the last try returns or raises")
 
     def _post(self, body: bytes) -> bytes:
