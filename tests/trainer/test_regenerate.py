@@ -18,7 +18,7 @@ from draftyard_api.names import ENV_SHARD, MANIFEST, Stage, conversation_shard_p
 from draftyard_api.progress import Regenerated, StageResult
 from draftyard_api.spec import Data, DataSource, Draft, Export, FileSource, OwnAnswers, Target, Train
 from draftyard_api.task import ConversationsRef, PrepareTask, RegenerateTask, TrainTask
-from draftyard_trainer import testing
+from draftyard_trainer import commands, testing
 from draftyard_trainer.data.conversations import ConversationManifest, ConversationRows, ConversationShard, decoded
 from draftyard_trainer.data.prepared import PreparedDataset
 from draftyard_trainer.hidden_states.testing import FailingStore, PulledPlugError
@@ -454,3 +454,29 @@ def test_stored_lines_are_read_as_they_were_written(make, store) -> None:
     contents = [shard.content(part) for part in manifest.parts]
     assert np.array([len(decoded(content)) for content in contents if content]).tolist() == [4, 4, 3]
     assert locate(make(store).target).identity == made.target_commit
+
+
+# -- Looking and checking ----------------------------------------------------------------------------
+
+
+def test_what_was_said_is_shown(make, store, capsys) -> None:
+    made = run(store, make(store, num_shards=2, shard=1))
+    assert commands.inspect([str(store.root)]) == ExitCode.OK
+    said = capsys.readouterr().out
+    for words in (f"conversations/{made.key}/s2", "1 of 2 complete", f"{made.answers} of {made.tokens} tokens"):
+        assert words in said
+
+
+@pytest.mark.parametrize("damage", ["part", "manifest"])
+def test_verify_finds_what_is_damaged_and_takes_it_back(make, store, damage) -> None:
+    made = run(store, make(store))
+    assert commands.verify([str(store.root)]) == ExitCode.OK
+    part = manifest_of(store, made).parts[1].file
+    name = f"{shard_of(store, made).folder}/{part if damage == 'part' else MANIFEST}"
+    content = bytearray(store.read(name))
+    content[-3] ^= 1
+    store.publish(name, bytes(content))
+    assert commands.verify([str(store.root)]) == ExitCode.STALE_INPUT
+    assert commands.verify([str(store.root), "--take-back"]) == ExitCode.STALE_INPUT
+    run(store, make(store))
+    assert commands.verify([str(store.root)]) == ExitCode.OK
