@@ -134,7 +134,7 @@ def test_no_text_of_the_spec_reaches_a_shell_and_no_value_of_a_secret_is_known(s
     assert secrets["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
     assert secrets["AWS_ACCESS_KEY_ID"] == {"secretKeyRef": {"name": "models", "key": "AWS_ACCESS_KEY_ID"}}
     assert secrets["AWS_SESSION_TOKEN"]["secretKeyRef"]["optional"] is True
-    assert ("DATA_AWS_ACCESS_KEY_ID" in secrets) is (stage is Stage.PREPARE)
+    assert ("DATA_AWS_ACCESS_KEY_ID" in secrets) is (stage in (Stage.REGENERATE, Stage.PREPARE))
     assert ("WANDB_API_KEY" in secrets) is (stage is Stage.TRAIN)
 
 

@@ -16,6 +16,7 @@ from draftyard_api.status import ConditionType as C
 from draftyard_api.status import Phase
 from draftyard_operator.run import read_run
 from draftyard_operator.testing.kinds import JOB
+from draftyard_operator.testing.pods import Ends
 
 A1, A2 = f"{NAME}-regenerate-a1", f"{NAME}-regenerate-a2"
 COMMIT = regenerated().target_commit
@@ -27,6 +28,12 @@ def world(**changes) -> World:
     made = World(spec(**{**OWN, **changes}))
     made.settle()
     return made
+
+
+def end_one(given: World, end: Ends) -> None:
+    """Let the first pod that lives end so: the end of one may be that of all."""
+    given.fake.kubelet.end(NAMESPACE, given.live_pods()[0], end)
+    given.settle()
 
 
 # -- The order of things ------------------------------------------------------------------------
@@ -121,17 +128,16 @@ def test_parallelism_may_change_at_any_time():
 
 def test_a_shard_that_cannot_be_made_fails_the_run():
     given = world()
-    given.end(badly(ExitCode.BAD_SHARD, Stage.REGENERATE))
-    for _ in range(4):
-        given.later(30)
-        given.end(badly(ExitCode.BAD_SHARD, Stage.REGENERATE), Stage.REGENERATE)
+    end_one(given, badly(ExitCode.BAD_SHARD, Stage.REGENERATE))
+    given.later(120)
+    given.settle()
     assert (given.status.phase, given.reason(C.FAILED)) == (Phase.FAILED, Reason.SHARDS_FAILED)
     assert given.reason(C.REGENERATED) == Reason.STAGE_FAILED
 
 
 def test_an_engine_that_is_away_costs_no_attempt():
     given = world()
-    given.end(badly(ExitCode.UNAVAILABLE, Stage.REGENERATE, "StorageUnavailable", "out of reach"))
+    end_one(given, badly(ExitCode.UNAVAILABLE, Stage.REGENERATE, "StorageUnavailable", "out of reach"))
     given.later(30)
     given.settle()
     assert (given.stage(Stage.REGENERATE).attempt, given.stage(Stage.REGENERATE).counted) == (1, 0)
