@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import ENV_SHARD, MANIFEST, Stage, conversation_shard_path
-from draftyard_api.progress import Regenerated, StageResult
+from draftyard_api.progress import LOW_ON_POLICY, Regenerated, StageResult
 from draftyard_api.spec import Data, DataSource, Draft, Export, FileSource, OwnAnswers, Target, Train
 from draftyard_api.task import ConversationsRef, PrepareTask, RegenerateTask, TrainTask
 from draftyard_trainer import commands, testing
@@ -61,7 +61,7 @@ def make(target: Path, chat: Path):
     ) -> RegenerateTask:
         own = OwnAnswers(max_new_tokens=changes.pop("limit", LIMIT), temperature=temperature)
         data = Data(
-            source=DataSource(file=FileSource(uri=f"file://{source}")), max_length=changes.pop("max_length", 128),
+            source=DataSource(file=FileSource(uri=f"file://{source}")), max_length=changes.pop("max_length", 256),
             max_samples=changes.pop("max_samples", None), regenerate=own,
         )  # fmt: skip
         fields = {"seed": 7, "num_shards": 1, "shard": 0} | changes
@@ -162,7 +162,7 @@ def test_what_users_and_systems_say_is_kept(make, store, tmp_path) -> None:
 
 def test_rows_that_cannot_be_answered_keep_their_place_and_their_reason(make, store, tmp_path) -> None:
     good = {"messages": [{"role": "user", "content": "why"}, {"role": "assistant", "content": "old"}]}
-    long = {"messages": [{"role": "user", "content": "Z" * 200}, {"role": "assistant", "content": "old"}]}
+    long = {"messages": [{"role": "user", "content": "Z" * 300}, {"role": "assistant", "content": "old"}]}
     rows = [good, {"messages": []}, {"text": "<|im_start|>user\nwhy<|im_end|>\n"}, long, 3, good]
     made = run(store, make(store, written(tmp_path / "rows.json", rows)))
     reasons = [line.get("skipped", "") for line in conversations(store, made)]
@@ -361,7 +361,7 @@ def prepare_task(store: LocalStore, task: RegenerateTask, made: Regenerated | No
     return PrepareTask(
         run="tiny", uid="u", workspace=store.uri, target=task.target, mode="Online",
         draft=Draft(vocab_size=256, aux_layers=(2, 4, 5)), data=task.data.model_copy(update={"eval_fraction": 0.2}),
-        conversations=ref, train=Train(row_tokens=128, tokens_per_batch=256, epochs=1, ttt_steps=2), evaluates=False,
+        conversations=ref, train=Train(row_tokens=256, tokens_per_batch=256, epochs=1, ttt_steps=2), evaluates=False,
         export=Export(), frozen_sha256="0" * 64,
     )  # fmt: skip
 
@@ -428,7 +428,7 @@ def test_without_all_shards_regenerate_runs_again(make, store) -> None:
 
 def test_training_finds_its_own_text_on_policy(make, store) -> None:
     """And the text that somebody else wrote not."""
-    task = make(store, limit=24, max_length=128)
+    task = make(store, limit=64)
     shares = []
     for name, made in (("own", run(store, task)), ("given", None)):
         found = prepared(store, task, made)
@@ -444,7 +444,8 @@ def test_training_finds_its_own_text_on_policy(make, store) -> None:
         assert trained is not None
         assert trained.on_policy is not None
         shares.append(float(trained.on_policy))
-    assert shares[0] > 0.9
+    # two rows of every answer ask for what the template writes behind it
+    assert shares[0] > LOW_ON_POLICY
     assert shares[1] < 0.2
 
 

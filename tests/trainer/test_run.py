@@ -16,7 +16,6 @@ import yaml
 
 from draftyard_api.exit_codes import ExitCode
 from draftyard_api.names import MANIFEST, PUBLISHED, RESULT_FILE
-from draftyard_api.progress import LOW_ON_POLICY
 from draftyard_trainer import run as local
 from draftyard_trainer import testing
 
@@ -78,8 +77,8 @@ def test_the_target_answers_before_anything_is_prepared(tmp_path, capsys):
     testing.speak_plainly(testing.write_target(tmp_path / "target"))
     testing.write_conversations(tmp_path / "chat.json", 20)
     data = {
-        "source": {"file": {"uri": "file://chat.json"}}, "maxLength": 96, "evalFraction": 0.2,
-        "regenerate": {"maxNewTokens": 8, "shards": 2},
+        "source": {"file": {"uri": "file://chat.json"}}, "maxLength": 192, "evalFraction": 0.2,
+        "regenerate": {"maxNewTokens": 40, "shards": 2},
     }  # fmt: skip
     file, workspace = write_run(tmp_path, "Online", data=data), tmp_path / "workspace"
     assert local.run(file, workspace, {}) == ExitCode.OK
@@ -87,7 +86,7 @@ def test_the_target_answers_before_anything_is_prepared(tmp_path, capsys):
     assert [result["stage"] for result in results] == ["evaluate", "prepare", "regenerate", "regenerate", "train"]
     assert sum(result["regenerated"]["answers"] for result in results[2:4]) == 40
     assert results[1]["prepared"]["counts"]["documents"] == 20
-    assert float(results[4]["trained"]["onPolicy"]) > LOW_ON_POLICY
+    assert float(results[4]["trained"]["onPolicy"]) > 0.75
     assert "only 0." not in capsys.readouterr().err
     parts = {path: path.stat().st_mtime_ns for path in workspace.glob("conversations/**/*.jsonl")}
     assert len(parts) == 2

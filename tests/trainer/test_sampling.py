@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
 from draftyard_trainer.target.decoding import decode
 from draftyard_trainer.target.sampling import NOT_A_TOKEN, Choice, draw_keys, uniforms
@@ -57,10 +58,6 @@ def test_logits_that_are_not_finite_give_no_token():
 
 def test_each_reply_ends_at_its_own_limit_at_a_stop_or_where_there_is_no_token():
     """A model that counts: row r says r * 10 + step."""
-
-    class Config:
-        num_hidden_layers = 1
-
     seen = []
 
     def next_tokens(places, step, **inputs):
@@ -70,7 +67,7 @@ def test_each_reply_ends_at_its_own_limit_at_a_stop_or_where_there_is_no_token()
         return torch.where(said == 31, -1, said)
 
     prompts = [np.array([1, 2]), np.array([1]), np.array([4, 5, 6]), np.array([7])]
-    replies = decode(next_tokens, Config(), prompts, [1, 9, 5, 9], (12,), torch.device("cpu"))
+    replies = decode(next_tokens, AutoConfig.for_model("llama"), prompts, [1, 9, 5, 9], (12,), torch.device("cpu"))
     assert [reply.tolist() for reply in replies] == [[0], [10, 11, 12], [20, 21, 22, 23, 24], [30, -1]]
     assert len(seen) == 5
     assert seen[0] == [0, 1, 2, 3]

@@ -32,6 +32,7 @@ from draftyard_trainer.data.conversations import (
     ConversationsKey,
     Counted,
     Part,
+    counted,
     write_key,
 )
 from draftyard_trainer.data.source import RowSource, open_rows
@@ -178,8 +179,9 @@ def make_shard(work: Work, speaker: Speaker, reporter: Reporter) -> Conversation
         beaten_by = work.shard.manifest()
         if beaten_by is not None and beaten_by.key == work.key.sha256():
             return beaten_by
-        parts[number] = work.shard.commit(number, hold(dialogues, work.manner, speaker))
-        refuse_not_finite(work, total(parts))
+        lines = hold(dialogues, work.manner, speaker)
+        refuse_not_finite(work, total(parts) + counted(lines))
+        parts[number] = work.shard.commit(number, lines)
         rate = (total(parts).tokens - found.tokens) / max(time.monotonic() - started, 1e-9)
         reporter.update(tokens_per_second=f"{rate:.0f}")
         reporter.advance(len(dialogues))
