@@ -68,7 +68,7 @@ def test_own_answers_are_a_stage_of_the_plan(world, capsys):
     data = {"source": {"preset": {"name": "sharegpt"}}, "maxSamples": 70_000, "regenerate": {"shards": 24}}
     assert preview.plan([str(write(world, data=data))]) in (ExitCode.OK, ExitCode.NO_SPACE)
     lines = capsys.readouterr().out.splitlines()
-    (line,) = [line for line in lines if line.startswith("regenerate")]
+    (line,) = [line for line in lines if line.split()[:1] == ["regenerate"]]
     assert "the target's own answers in 24 shards" in line
     assert "MiB" in line
     assert "before prepare has counted" in lines[0]
