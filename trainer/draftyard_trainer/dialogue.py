@@ -106,11 +106,13 @@ class Dialogue:
         try:
             text = manner.template.prompt(before)
         except RenderError:
-            return self._end(SkipReason.TEMPLATE_ERROR)
+            self._end(SkipReason.TEMPLATE_ERROR)
+            return None
         prompt = np.array(manner.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
         limit = min(manner.max_new_tokens, manner.room - len(prompt))
         if limit < 1 or not len(prompt):
-            return self._end(SkipReason.TOO_LONG)
+            self._end(SkipReason.TOO_LONG)
+            return None
         return Question(self.row, len(self.replies), before, prompt, limit)
 
     def hear(self, reply: Reply | None) -> None:
