@@ -101,8 +101,7 @@ class Dialogue:
             self.messages += rest
             self.is_over = True
             return None
-        self.messages += rest[:asked]
-        before = replace(self.given, messages=tuple(self.messages))
+        before = replace(self.given, messages=(*self.messages, *rest[:asked]))
         try:
             text = manner.template.prompt(before)
         except RenderError:
@@ -113,6 +112,8 @@ class Dialogue:
         if limit < 1 or not len(prompt):
             self._end(SkipReason.TOO_LONG)
             return None
+        # a question that is not asked is not left behind either
+        self.messages = list(before.messages)
         return Question(self.row, len(self.replies), before, prompt, limit)
 
     def hear(self, reply: Reply | None) -> None:
