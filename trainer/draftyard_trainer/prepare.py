@@ -15,13 +15,12 @@ from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import MANIFEST, prepared_path
 from draftyard_api.progress import Counts, DatasetCounts, Prepared, StageResult
 from draftyard_api.reasons import Reason
-from draftyard_api.spec import Data
 from draftyard_api.targets import TargetShape
 from draftyard_api.task import PrepareTask
 from draftyard_trainer import order, process
 from draftyard_trainer.data.admission import check_split, is_already_trained, resolve_aux_layers
 from draftyard_trainer.data.building import Recipe, build_documents, require_known_ids
-from draftyard_trainer.data.built_in import FORMATS, ChatFormat
+from draftyard_trainer.data.built_in import known_format
 from draftyard_trainer.data.conversations import ConversationRows
 from draftyard_trainer.data.document import Ids
 from draftyard_trainer.data.manifest import DataKey, PreparedManifest
@@ -138,19 +137,6 @@ def read_inputs(task: PrepareTask, target: TargetFiles, source: RowSource, data_
         key=key,
         recipe=Recipe(template, tokenizer.backend_tokenizer, rules, data.split_turns, data.eval_fraction),
         bos_id=tokenizer.bos_token_id if isinstance(tokenizer.bos_token_id, int) else None,
-    )
-
-
-def known_format(data: Data) -> ChatFormat | None:
-    """The built-in chat format that the run names; None for the tokenizer's own. Raises Failure(BAD_TASK)."""
-    if data.chat_template == "auto":
-        return None
-    if data.chat_template in FORMATS:
-        return FORMATS[data.chat_template]
-    raise Failure(
-        ExitCode.BAD_TASK,
-        Reason.TASK_REJECTED,
-        f'data.chatTemplate: given "{data.chat_template}"; accepted: auto (the tokenizer\'s own), {", ".join(FORMATS)}',
     )
 
 

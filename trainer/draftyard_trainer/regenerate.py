@@ -25,6 +25,7 @@ from draftyard_api.spec import OwnAnswers
 from draftyard_api.task import RegenerateTask
 from draftyard_trainer import process
 from draftyard_trainer.chat_endpoint import Asking, EngineSpeaker
+from draftyard_trainer.data.built_in import known_format
 from draftyard_trainer.data.conversation import SkipReason
 from draftyard_trainer.data.conversations import (
     ConversationManifest,
@@ -39,7 +40,6 @@ from draftyard_trainer.data.source import RowSource, open_rows
 from draftyard_trainer.data.template import ChatTemplate
 from draftyard_trainer.data.tokenizer import load_tokenizer, stop_ids
 from draftyard_trainer.dialogue import Dialogue, Manner, Speaker, hold
-from draftyard_trainer.prepare import known_format
 from draftyard_trainer.reporting import Reporter
 from draftyard_trainer.speaker import TargetSpeaker
 from draftyard_trainer.storage.opening import open_store

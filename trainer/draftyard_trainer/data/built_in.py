@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from draftyard_api.exit_codes import ExitCode, Failure
+from draftyard_api.reasons import Reason
+from draftyard_api.spec import Data
+
 
 @dataclass(frozen=True)
 class ChatFormat:
@@ -48,3 +52,16 @@ FORMATS: Mapping[str, ChatFormat] = {
 def recognise(text: str) -> ChatFormat | None:
     """The known format whose assistant header is in a rendered text, or None."""
     return next((known for known in FORMATS.values() if known.assistant_header in text), None)
+
+
+def known_format(data: Data) -> ChatFormat | None:
+    """The built-in chat format that the run names; None for the tokenizer's own. Raises Failure(BAD_TASK)."""
+    if data.chat_template == "auto":
+        return None
+    if data.chat_template in FORMATS:
+        return FORMATS[data.chat_template]
+    raise Failure(
+        ExitCode.BAD_TASK,
+        Reason.TASK_REJECTED,
+        f'data.chatTemplate: given "{data.chat_template}"; accepted: auto (the tokenizer\'s own), {", ".join(FORMATS)}',
+    )
