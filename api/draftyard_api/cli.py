@@ -14,6 +14,7 @@ ENTRY_POINTS = "draftyard.commands"
 EXTRAS = {
     "run": "trainer",
     "plan": "",
+    "regenerate": "trainer",
     "prepare": "trainer",
     "generate": "trainer",
     "train": "trainer",

@@ -45,6 +45,9 @@ BYTES_PER_PROCESS = 2**30
 FORMS = 2
 """Of an exported draft: the portable one, and that of the library speculators."""
 SECONDS_PER_SHARD = 600
+DECODE_COST = 10
+"""A token that is said, in tokens that are read: decoding is bound by memory, at about a tenth of prefill's rate."""
+MAX_CONVERSATION_SHARDS = 1000
 SAFE_SHARE = 0.95
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -102,14 +105,17 @@ def known_documents(spec: DraftTrainingSpec) -> int:
 def estimate(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount, free: int | None = None) -> Plan:
     """The plan block of the status."""
     hours = gpu_hours(spec, shape, amount)
+    own = spec.data.regenerate
     offline = spec.hidden_states is not None
     disk = planned_bytes(spec, shape, amount)
+    decoding = "a tenth of that for tokens that are said, " if hours["regenerate"] else ""
     return Plan(
         basis="Counted" if amount.basis == "Counted" else "Assumed",
         samples=amount.documents,
         tokens=amount.tokens,
         loss_tokens=amount.loss_tokens,
         shards=default_shards(spec, amount.documents, hours["generate"] * 3600) if offline else None,
+        regenerate_shards=conversation_shards(spec, amount.documents, hours["regenerate"] * 3600) if own else None,
         steps=amount.steps,
         bytes=disk.model_copy(
             update={"free": free, "hidden_states_by_codec": by_codec(spec, shape, amount) if offline else None}
@@ -118,7 +124,7 @@ def estimate(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount, free: 
             **{stage: hours_text(value) for stage, value in hours.items() if value},
             total=hours_text(sum(hours.values())),
         ),
-        assumes=f"{GPU}; {mfu(shape):.0%} of peak in generate, {MFU_TRAIN:.0%} in train; {amount.source}",
+        assumes=f"{GPU}; {mfu(shape):.0%} of peak in generate, {decoding}{MFU_TRAIN:.0%} in train; {amount.source}",
     )
 
 
@@ -126,6 +132,7 @@ def planned_bytes(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount) -
     """Disk that a run needs at most."""
     parameters = draft_parameters(spec, shape)
     states = hidden_state_bytes(spec, shape, amount)
+    conversations = conversation_bytes(spec, amount)
     tokens = 4 * amount.tokens + 64 * amount.documents
     checkpoints = (spec.train.checkpoint.keep_last + 2) * BYTES_PER_PARAMETER * parameters
     export = FORMS * 2 * parameters
@@ -133,9 +140,14 @@ def planned_bytes(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount) -
         # prepare keeps a copy of the draft that a warm start begins as
         tokens += 2 * parameters
     return PlannedBytes(
-        prepare=tokens, hidden_states=states, checkpoints=checkpoints, export=export,
-        needed=tokens + states + checkpoints + export,
+        conversations=conversations, prepare=tokens, hidden_states=states, checkpoints=checkpoints, export=export,
+        needed=conversations + tokens + states + checkpoints + export,
     )  # fmt: skip
+
+
+def conversation_bytes(spec: DraftTrainingSpec, amount: Amount) -> int:
+    """Bytes of the target's own answers and what they answer; 0 without data.regenerate."""
+    return 0 if spec.data.regenerate is None else int(BYTES_PER_TOKEN * amount.tokens)
 
 
 def hidden_state_bytes(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount) -> int:
@@ -221,6 +233,7 @@ def gpu_hours(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount) -> di
     share = amount.loss_tokens / max(amount.tokens, 1)
     train = spec.train.epochs * amount.train_tokens
     hours = {
+        "regenerate": said_tokens(spec, amount) * forward,
         "generate": 0.0,
         "train": train * draft_flops_per_token(spec, shape, share) / (PEAK_FLOPS * MFU_TRAIN * 3600),
     }
@@ -229,10 +242,26 @@ def gpu_hours(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount) -> di
     else:
         hours["train"] += train * forward
     if spec.evaluate is not None:
-        # Decoding is bound by memory: about a tenth of prefill's rate in small batches.
         prompts = len(spec.evaluate.prompt_sets) * spec.evaluate.max_prompts
-        hours["evaluate"] = 10 * prompts * spec.evaluate.max_new_tokens * forward
+        hours["evaluate"] = DECODE_COST * prompts * spec.evaluate.max_new_tokens * forward
     return hours
+
+
+def said_tokens(spec: DraftTrainingSpec, amount: Amount) -> float:
+    """What the target's own answers cost, in tokens that are read; 0 where an engine gives them, or nobody."""
+    own = spec.data.regenerate
+    if own is None or own.engine is not None:
+        return 0.0
+    return amount.tokens + DECODE_COST * min(amount.loss_tokens, own.max_new_tokens * TURNS * amount.documents)
+
+
+def conversation_shards(spec: DraftTrainingSpec, documents: int, seconds: float) -> int:
+    """Shards of the target's own answers as asked for, else about ten minutes each."""
+    assert spec.data.regenerate is not None
+    if spec.data.regenerate.shards is not None:
+        return spec.data.regenerate.shards
+    parallelism = spec.regenerate.parallelism if spec.regenerate else 1
+    return min(max(-(-int(seconds) // SECONDS_PER_SHARD), parallelism), MAX_CONVERSATION_SHARDS, max(documents, 1))
 
 
 def default_shards(spec: DraftTrainingSpec, documents: int, generate_seconds: float) -> int:
@@ -340,7 +369,7 @@ def measured_training(made: Plan, spec: DraftTrainingSpec, train_tokens: int, to
 def with_hours(before: GpuHours, **hours: float) -> GpuHours:
     """GPU-hours with those of some stages replaced, and their sum."""
     made = before.model_copy(update={stage: hours_text(value) for stage, value in hours.items()})
-    parts = (made.generate, made.train, made.evaluate)
+    parts = (made.regenerate, made.generate, made.train, made.evaluate)
     return made.model_copy(update={"total": hours_text(sum(float(part) for part in parts if part))})
 
 
@@ -387,7 +416,7 @@ def smaller_codec(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount, f
 def fewer_samples(spec: DraftTrainingSpec, shape: TargetShape, amount: Amount, free: int) -> str | None:
     """As many samples as fit, in two digits; None where the draft alone is too large."""
     disk = planned_bytes(spec, shape, amount)
-    by_sample = (disk.prepare + disk.hidden_states) / max(amount.documents, 1)
+    by_sample = (disk.conversations + disk.prepare + disk.hidden_states) / max(amount.documents, 1)
     room = SAFE_SHARE * free - disk.checkpoints - disk.export
     samples = int(room / by_sample) if by_sample else 0
     if samples < 1:

@@ -24,6 +24,8 @@ MULTIPLES = {
 }
 S3_ACCESS = ("endpoint", "region", "credentialsSecretRef")
 """How a bucket is reached, not what lies there."""
+ENGINE_ACCESS = ("url", "secretRef", "concurrency")
+"""How an engine is reached, not what it serves."""
 FROZEN_TARGET = ("model", "revision", "dtype", "trustRemoteCode")
 FROZEN_HIDDEN_STATES = ("shards", "codec", "maxFailedShards")
 FROZEN_TRAIN = (
@@ -81,7 +83,7 @@ BLOCKS = (
     FrozenBlock("backend"),
     FrozenBlock("target", only=FROZEN_TARGET),
     FrozenBlock("draft", free=("s3",)),
-    FrozenBlock("data", free=paths("source.s3", S3_ACCESS)),
+    FrozenBlock("data", free=(*paths("source.s3", S3_ACCESS), *paths("regenerate.engine", ENGINE_ACCESS))),
     FrozenBlock("workspace", free=(*paths("pvc.claimTemplate", ("size", "reclaim")), *paths("s3", S3_ACCESS))),
     FrozenBlock("hiddenStates", only=FROZEN_HIDDEN_STATES),
     FrozenBlock("export"),

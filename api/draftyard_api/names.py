@@ -18,8 +18,9 @@ MAX_ATTEMPT = 999
 
 
 class Stage(StrEnum):
-    """The four steps of a run, in the order in which they happen."""
+    """The steps of a run, in the order in which they happen. A run has those that its spec asks for."""
 
+    REGENERATE = "regenerate"
     PREPARE = "prepare"
     GENERATE = "generate"
     TRAIN = "train"
@@ -38,7 +39,7 @@ LABEL_CLAIM_OF = f"{GROUP}/claim-of"
 
 
 def child(run: str, stage: Stage, attempt: int) -> str:
-    """Name of the Job or PyTorchJob of one attempt, and of its ConfigMap: at most 40 + 14 characters."""
+    """Name of the Job or PyTorchJob of one attempt, and of its ConfigMap: at most 40 + 16 characters."""
     return f"{run}-{stage}-a{attempt}"
 
 
@@ -65,8 +66,9 @@ S3_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOK
 S3_HOLDERS = {"workspace": "", "target": "TARGET_", "data": "DATA_", "draft": "DRAFT_"}
 """Before these names, since each location may have a Secret of its own; without one the plain names count."""
 
-ENV_ENGINE_KEY = "ENGINE_API_KEY"
-"""Key of the server that `evaluate.engine` names."""
+ENV_ENGINE_KEY = "OPENAI_API_KEY"
+"""What an engine wants to know of who asks: the key of a Secret, and the name in the environment."""
+
 ENV_CACHE = "DRAFTYARD_CACHE"
 """Folder and size of the node's cache of hidden states that lie in a bucket, such as `/nvme/draftyard:200GiB`."""
 ENV_DATASETS = "DRAFTYARD_DATASETS"
@@ -92,6 +94,16 @@ FENCE = "_EPOCH"
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 HISTORY = "history.jsonl"
+
+
+def conversations_path(key: str, shards: int) -> str:
+    """Conversations with the target's own answers, in one cut: another number of shards is never mixed with it."""
+    return f"conversations/{key}/s{shards}"
+
+
+def conversation_shard_path(key: str, shards: int, shard: int) -> str:
+    """What Job index `shard` of regenerate writes."""
+    return f"{conversations_path(key, shards)}/shard-{shard:05d}"
 
 
 def prepared_path(prepared: str) -> str:

@@ -14,10 +14,12 @@ from draftyard_api.schema import Model, S3Access
 from draftyard_api.spec import Data, Draft, DraftTrainingSpec, Evaluate, Target
 from draftyard_api.task import (
     CacheRef,
+    ConversationsRef,
     EvaluateTask,
     GenerateTask,
     OtherPrompts,
     PrepareTask,
+    RegenerateTask,
     StoredStatesRef,
     TrainTask,
 )
@@ -69,7 +71,7 @@ class PreparedRef(Protocol):
 
 def stages(spec: DraftTrainingSpec) -> tuple[Stage, ...]:
     """The stages of a run, in order."""
-    chosen = [Stage.PREPARE]
+    chosen = [Stage.PREPARE] if spec.data.regenerate is None else [Stage.REGENERATE, Stage.PREPARE]
     if spec.mode == "Offline":
         chosen.append(Stage.GENERATE)
     chosen.append(Stage.TRAIN)
@@ -116,13 +118,38 @@ def dump(model: Model) -> dict[str, Any]:
 # -- Tasks ------------------------------------------------------------------------------------
 
 
-def prepare_task(run: RunIdentity, spec: DraftTrainingSpec, place: Place, attempt: int = 1) -> PrepareTask:
-    """The first task. Raises ValueError for a location that cannot be reached from `place`."""
+def regenerate_task(
+    run: RunIdentity, spec: DraftTrainingSpec, place: Place, num_shards: int, shard: int | None = None
+) -> RegenerateTask:
+    """One shard of the target's own answers; without `shard` the pod's completion index says which.
+
+    Raises ValueError for a location that cannot be reached from `place`.
+    """
+    assert spec.data.regenerate is not None
+    return RegenerateTask(
+        run=run.name, uid=run.uid, workspace=place.workspace, workspace_s3=place.workspace_s3,
+        target=located_target(spec, place), data=located_data(spec, place), seed=spec.train.seed,
+        num_shards=num_shards, shard=shard,
+    )  # fmt: skip
+
+
+def prepare_task(
+    run: RunIdentity,
+    spec: DraftTrainingSpec,
+    place: Place,
+    attempt: int = 1,
+    conversations: ConversationsRef | None = None,
+) -> PrepareTask:
+    """The first task of most runs; `conversations` is what regenerate left, None without that stage.
+
+    Raises ValueError for a location that cannot be reached from `place`.
+    """
     return PrepareTask(
         run=run.name, uid=run.uid, attempt=attempt, workspace=place.workspace, workspace_s3=place.workspace_s3,
         mode=spec.mode, target=located_target(spec, place), draft=located_draft(spec, place),
-        data=located_data(spec, place), train=spec.train, evaluates=spec.evaluate is not None,
-        other_prompts=other_prompts(spec, place), export=spec.export, frozen_sha256=frozen_sha256(spec),
+        data=located_data(spec, place), conversations=conversations, train=spec.train,
+        evaluates=spec.evaluate is not None, other_prompts=other_prompts(spec, place), export=spec.export,
+        frozen_sha256=frozen_sha256(spec),
     )  # fmt: skip
 
 
@@ -219,6 +246,15 @@ def located_data(spec: DraftTrainingSpec, place: Place) -> Data:
             update={"file": source.file.model_copy(update={"uri": place.resolve(source.file.uri)})}
         )
     return spec.data.model_copy(update={"source": source})
+
+
+def default_conversation_shards(spec: DraftTrainingSpec) -> int:
+    """Shards of the target's own answers: as asked for, else as many as work at the same time.
+
+    A cluster's plan asks `estimate.conversation_shards` for ten minutes each.
+    """
+    assert spec.data.regenerate is not None
+    return spec.data.regenerate.shards or (spec.regenerate.parallelism if spec.regenerate else 1)
 
 
 def default_shards(spec: DraftTrainingSpec, prepared: PreparedRef) -> int:

@@ -155,8 +155,10 @@ def stage_table(spec: DraftTrainingSpec, made: Plan) -> Table:
     """One line per stage."""
     disk, hours = made.bytes, made.gpu_hours
     codec = f", {spec.hidden_states.codec}" if spec.hidden_states else ""
-    shards = f" in {made.shards} {'shard' if made.shards == 1 else 'shards'}" if made.shards else ""
+    shards = f" in {counted(made.shards)}" if made.shards else ""
+    own = "" if made.regenerate_shards is None else f" in {counted(made.regenerate_shards)}"
     rows = {
+        Stage.REGENERATE: (f"the target's own answers{own}", disk.conversations, hours.regenerate),
         Stage.PREPARE: ("tokens, masks, draft vocabulary", disk.prepare, None),
         Stage.GENERATE: (f"hidden states{shards}{codec}", disk.hidden_states, hours.generate),
         Stage.TRAIN: (f"{made.steps:,} steps, checkpoints, export", disk.checkpoints + disk.export, hours.train),
@@ -169,6 +171,11 @@ def stage_table(spec: DraftTrainingSpec, made: Plan) -> Table:
     table.add_section()
     table.add_row("total", "", estimate.bytes_text(disk.needed), cost_text(hours.total), style="bold")
     return table
+
+
+def counted(shards: int) -> str:
+    """`1 shard`, `24 shards`."""
+    return f"{shards} {'shard' if shards == 1 else 'shards'}"
 
 
 def codec_table(chosen: Codec, made: Plan) -> Table:

@@ -12,6 +12,8 @@ from draftyard_api.reasons import Reason
 from draftyard_api.schema import Model
 from draftyard_api.targets import TargetShape
 
+LOW_ON_POLICY = 0.8
+"""Share of the tokens that the target itself would have said, below which a draft learns another one's text."""
 MAX_TERMINATION_BYTES = 4096
 """What Kubernetes keeps of a termination message."""
 
@@ -43,6 +45,8 @@ class Progress(Model):
     """Steps without an update, since the gradient was not finite (train)."""
     loss_spikes: int | None = None
     """Steps whose loss stood far above that of the steps before (train)."""
+    on_policy: str | None = None
+    """Share of the last step's tokens that the target itself would have said (train)."""
     acceptance: str | None = None
     """Last acceptance length: simulated in train, measured in evaluate."""
     tokens_per_second: str | None = None
@@ -123,6 +127,31 @@ class Prepared(Model):
         return self.counts.documents
 
 
+class Regenerated(Model):
+    """Result of one shard of regenerate."""
+
+    key: str
+    """Folder below `conversations/`."""
+    shard: int
+    """Number of the shard."""
+    shards: int
+    """Number of all shards."""
+    conversations: int
+    """Conversations with answers of the target."""
+    answers: int
+    """Answers in them."""
+    unfinished: int
+    """Answers that were cut at their limit."""
+    tokens: int
+    """Tokens of all answers."""
+    skipped: dict[str, int]
+    """Rows without an answer, by reason."""
+    target_commit: str
+    """Commit of the target, or the content hash of a local folder."""
+    tokens_per_second: float | None = None
+    """Rate at which they were said, also of a shard that was found finished."""
+
+
 class StoredStates(Model):
     """Result of one shard of generate."""
 
@@ -157,6 +186,8 @@ class Trained(Model):
     """Loss of the last step."""
     acceptance: Acceptance
     """Simulated, on held-out documents."""
+    on_policy: str | None = None
+    """Share of the tokens that the target itself would have said, in the last step."""
 
 
 class Acceptance(Model):
@@ -193,6 +224,8 @@ class StageResult(Model):
     """Time that the stage took in this attempt."""
     peak_memory_bytes: int | None = None
     """Largest resident memory of one of its processes."""
+    regenerated: Regenerated | None = None
+    """Of regenerate."""
     prepared: Prepared | None = None
     """Of prepare."""
     hidden_states: StoredStates | None = None

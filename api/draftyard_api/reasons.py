@@ -14,7 +14,7 @@ class Reason(StrEnum):
     BACKEND_UNAVAILABLE = "BackendUnavailable"
     CLAIM_NOT_FOUND = "ClaimNotFound"
     CLAIM_ACCESS_MODE = "ClaimAccessMode"
-    # Of Prepared, Generated, Trained, Evaluated.
+    # Of Regenerated, Prepared, Generated, Trained, Evaluated.
     STAGE_COMPLETED = "StageCompleted"
     STAGE_NOT_STARTED = "StageNotStarted"
     STAGE_RUNNING = "StageRunning"

@@ -11,6 +11,7 @@ from draftyard_api.rule import Check, Json, Rule, Values, broken, each_once, exa
 from draftyard_api.storage_uri import ACCEPTED, CLUSTER_PATTERN, is_in_cluster
 
 FULL_COMMIT = "^[0-9a-f]{40}$"
+URL_PATTERN = "^https?://[^/?#@ ]+(/[^?#@ ]*)?$"
 SIZE_PATTERN = "^[0-9]+([.][0-9]+)?(k|[MGTPE]|[KMGTPE]i)?$"
 # How many pairs of neighbours the longest list of layers has.
 NEIGHBOURS = "[0, 1, 2, 3, 4, 5, 6]"
@@ -27,7 +28,14 @@ def needs_one_writer(spec: Json) -> bool:
 
 def has_several_writers(spec: Json) -> bool:
     """Whether several pods write into the workspace at the same time."""
-    return bool(spec["train"]["nodes"] > 1 or spec.get("hiddenStates", {}).get("parallelism", 1) > 1)
+    blocks = (spec.get(name, {}) for name in ("hiddenStates", "regenerate"))
+    return bool(spec["train"]["nodes"] > 1 or any(block.get("parallelism", 1) > 1 for block in blocks))
+
+
+def needs_pods_with_target(spec: Json) -> bool:
+    """Whether the stage's own pods let the target answer, each in one process."""
+    own = spec["data"].get("regenerate")
+    return own is not None and "engine" not in own
 
 
 def at_least(count: int, bound: int) -> Values | None:
@@ -119,6 +127,20 @@ RULES: tuple[Rule, ...] = (
         "given Job with train.nodes %d; accepted: Auto or PyTorchJob (Job trains on one node)", ("self.train.nodes",),
         lambda spec: broken(spec["train"]["nodes"] == 1 or spec["backend"] != "Job", spec["train"]["nodes"]),
     ),
+    Rule(
+        "spec", "regenerate", "has(self.data.regenerate) || !has(self.regenerate)",
+        "given regenerate without data.regenerate; accepted: both (data.regenerate: {} takes every default), or "
+        "neither", (), lambda spec: broken("regenerate" in spec["data"] or "regenerate" not in spec),
+    ),
+    Rule(
+        "spec", "target.tensorParallel",
+        "!has(self.data.regenerate) || has(self.data.regenerate.engine) || self.target.tensorParallel == 1",
+        "given tensorParallel %d with data.regenerate; accepted: 1, or data.regenerate.engine, a server that holds the "
+        "target on several GPUs", ("self.target.tensorParallel",),
+        lambda spec: broken(
+            not needs_pods_with_target(spec) or spec["target"]["tensorParallel"] == 1, spec["target"]["tensorParallel"]
+        ),
+    ),
     gpu_rule("train", "gpusPerNode"),
     gpu_rule("generate", "gpusPerPod"),
     gpu_rule("evaluate", "gpusPerPod"),
@@ -139,9 +161,10 @@ RULES: tuple[Rule, ...] = (
         "spec", "workspace",
         "!has(self.workspace.pvc) || !has(self.workspace.pvc.claimTemplate) || "
         "self.workspace.pvc.claimTemplate.accessModes.exists(m, m == 'ReadWriteMany') || "
-        "(self.train.nodes == 1 && (!has(self.hiddenStates) || self.hiddenStates.parallelism == 1))",
-        "given a claim without ReadWriteMany, and train.nodes or hiddenStates.parallelism above 1, so several pods "
-        "write; accepted: claimTemplate.accessModes [ReadWriteMany], or workspace.s3", (),
+        "(self.train.nodes == 1 && (!has(self.hiddenStates) || self.hiddenStates.parallelism == 1)"
+        " && (!has(self.regenerate) || self.regenerate.parallelism == 1))",
+        "given a claim without ReadWriteMany, and train.nodes, hiddenStates.parallelism or regenerate.parallelism "
+        "above 1, so several pods write; accepted: claimTemplate.accessModes [ReadWriteMany], or workspace.s3", (),
         lambda spec: broken(not needs_one_writer(spec) or not has_several_writers(spec)),
     ),
     Rule(
@@ -156,6 +179,20 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "spec.data.source", "", "[has(self.preset), has(self.file), has(self.s3)].filter(x, x).size() == 1",
         "given none or several; accepted: exactly one of preset, file, s3", (), exactly_one("preset", "file", "s3"),
+    ),
+    Rule(
+        "spec.data", "chatTemplate",
+        "!has(self.regenerate) || !has(self.regenerate.engine) || self.chatTemplate == 'auto'",
+        "given %s with regenerate.engine; accepted: auto, since an engine renders conversations with its own template",
+        ("self.chatTemplate",),
+        lambda data: broken(
+            "engine" not in data.get("regenerate", {}) or data["chatTemplate"] == "auto", data["chatTemplate"]
+        ),
+    ),
+    Rule(
+        "spec.data.regenerate.engine", "url", f"self.url.matches('{URL_PATTERN}')",
+        'given "%s"; accepted: http:// or https:// with a host and a path, such as https://llama.example/v1; a key '
+        "belongs into secretRef", ("self.url",), optional_field("url", lambda url: re.fullmatch(URL_PATTERN, url)),
     ),
     location("spec.target", "model"),
     location("spec.draft", "initFrom"),

@@ -1,7 +1,7 @@
 """What the user asks for: the spec of a DraftTraining.
 
 Nouns say what (`target draft data workspace hiddenStates export tracking`), stages say how a stage runs
-(`prepare generate train evaluate`). Rules that span several fields are in `rules.py`.
+(`regenerate prepare generate train evaluate`). Rules that span several fields are in `rules.py`.
 """
 
 from __future__ import annotations
@@ -104,6 +104,32 @@ class DataSource(Model):
     """Objects in a bucket."""
 
 
+class ChatEngine(Model):
+    """A running server with an OpenAI-compatible interface that answers for the target."""
+
+    url: Text
+    """Where its interface begins, such as `https://llama.example/v1`; `/chat/completions` is asked below it."""
+    model: Text | None = None
+    """Name under which it serves the target; by default the one in target.model."""
+    secret_ref: SecretRef | None = None
+    """Secret with OPENAI_API_KEY, where it wants to know who asks."""
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Questions that one pod asks at the same time."""
+
+
+class OwnAnswers(Model):
+    """Answers of the target itself in place of those in the data: what a draft learns best from."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=65536)] = 1024
+    """Longest answer; a longer one is kept without its end, and counted."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """0: the most likely answer. Above: drawn, from a seed of train.seed and the conversation."""
+    shards: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Units of work and of retry; by default the plan chooses."""
+    engine: ChatEngine | None = None
+    """Who answers; by default the stage's own pods hold the target."""
+
+
 class Data(Model):
     """The conversations, and how they become tokens."""
 
@@ -111,6 +137,8 @@ class Data(Model):
     """Exactly one of preset, file, s3."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
     """Conversations to read; by default all."""
+    regenerate: OwnAnswers | None = None
+    """Let the target answer in place of whoever did: a stage before prepare."""
     chat_template: Text = "auto"
     """`auto`: the tokenizer's own; or the name of a built-in one."""
     template_kwargs: OpenObject = Field(default={})
@@ -180,6 +208,17 @@ class HiddenStates(Model):
     """Delete: the last stage removes them once the draft is published, when no other run uses them."""
     max_failed_shards: Annotated[int, Field(ge=0, le=10000)] = 0
     """Shards that may be missing from training."""
+
+
+class Regenerate(Model):
+    """How the stage regenerate runs; only with data.regenerate."""
+
+    parallelism: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Shards at the same time; may be changed while it runs."""
+    retries_per_shard: Annotated[int, Field(ge=0, le=10)] = 3
+    """Failures of one shard before it is given up, and the run with it."""
+    pod: Pod = Pod()
+    """Its pods."""
 
 
 class Prepare(Model):
@@ -283,7 +322,7 @@ class Engine(Model):
     url: Text
     """Where it listens, such as `http://vllm.team:8000`; no credentials in it."""
     secret_ref: SecretRef | None = None
-    """Secret with ENGINE_API_KEY, for a server that asks for a key."""
+    """Secret with OPENAI_API_KEY, for a server that asks for a key."""
 
 
 class Evaluate(Model):
@@ -429,6 +468,8 @@ class DraftTrainingSpec(Model):
     """Where everything is written."""
     hidden_states: HiddenStates | None = None
     """Required with Offline, refused with Online."""
+    regenerate: Regenerate | None = None
+    """Before stage 1, only with data.regenerate: the target's own answers."""
     prepare: Prepare = Prepare()
     """Stage 1: tokens, masks, draft vocabulary."""
     generate: Generate | None = None

@@ -46,6 +46,7 @@ class ConditionType(StrEnum):
     """What a condition is about."""
 
     ACCEPTED = "Accepted"
+    REGENERATED = "Regenerated"
     PREPARED = "Prepared"
     PLANNED = "Planned"
     GENERATED = "Generated"
@@ -90,6 +91,8 @@ class Resolved(Model):
     """`tokenizer`, or the name of a built-in one."""
     aux_layers: Annotated[tuple[int, ...], Field(max_length=8)] | None = None
     """Captured layers."""
+    conversations: Short | None = None
+    """Folder of the target's own answers below `conversations/` in the workspace."""
     prepared: Short | None = None
     """Folder of the tokens below `prepare/` in the workspace."""
     image: Message | None = None
@@ -99,6 +102,8 @@ class Resolved(Model):
 class PlannedBytes(Model):
     """What a run will write, and what there is."""
 
+    conversations: Count = 0
+    """The target's own answers (data.regenerate)."""
     prepare: Count = 0
     """Tokens and masks."""
     hidden_states: Count = 0
@@ -120,6 +125,8 @@ class PlannedBytes(Model):
 class GpuHours(Model):
     """What a run will cost."""
 
+    regenerate: Decimal | None = None
+    """The target's own answers (data.regenerate), where no engine gives them."""
     generate: Decimal | None = None
     """Offline: hidden states."""
     train: Decimal | None = None
@@ -147,10 +154,14 @@ class Plan(Model):
     """Supervised ones."""
     shards: Count | None = None
     """Shards of hidden states (Offline)."""
+    regenerate_shards: Count | None = None
+    """Shards of the target's own answers (data.regenerate)."""
     steps: Count
     """Optimizer steps."""
     vocab_coverage: Decimal | None = None
     """Share of the supervised tokens inside the draft vocabulary."""
+    on_policy_share: Decimal | None = None
+    """Share of the tokens that the target itself would have said, as training measured it."""
     bytes: PlannedBytes
     """Disk."""
     gpu_hours: GpuHours
@@ -171,7 +182,7 @@ class StageStatus(Model):
     child: Short | None = None
     """Kind and name of what runs it."""
     completed_shards: Message | None = None
-    """For people: intervals, such as 0-9,12 (generate). A long list ends with … and how many there are."""
+    """For people: intervals, such as 0-9,12 (regenerate, generate). A long list ends with … and how many there are."""
     failed_shards: Shards | None = None
     """Those that were given up, all of them; training takes the others."""
     counted: Count = 0

@@ -37,6 +37,33 @@ class OtherPrompts(Model):
     """With `file` among them; its location is one that a pod can open."""
 
 
+class RegenerateTask(BaseTask):
+    """Conversations and the target in; one shard of conversations with the target's own answers out.
+
+    The shard is JOB_COMPLETION_INDEX, or `shard`.
+    """
+
+    stage: Literal[Stage.REGENERATE] = Stage.REGENERATE
+    """Which stage."""
+    data: Data
+    """The conversations, at a location that a pod can open, and how they are answered."""
+    seed: int
+    """Decides the draws of answers that are not the most likely ones."""
+    num_shards: int
+    """Number of all shards."""
+    shard: int | None = None
+    """Which one, where no JOB_COMPLETION_INDEX is set."""
+
+
+class ConversationsRef(Model):
+    """Conversations in the workspace, with the target's own answers."""
+
+    key: str
+    """Folder below `conversations/`."""
+    num_shards: int
+    """Number of all shards of this cut; all of them are read."""
+
+
 class PrepareTask(BaseTask):
     """Conversations in; tokens, loss masks and the draft vocabulary out."""
 
@@ -48,6 +75,8 @@ class PrepareTask(BaseTask):
     """The vocabulary's size, and the captured layers to check."""
     data: Data
     """The conversations; their location is one that a pod can open."""
+    conversations: ConversationsRef | None = None
+    """What regenerate left: read in place of `data.source`."""
     train: Train
     """For the number of steps."""
     evaluates: bool
@@ -147,10 +176,11 @@ class EvaluateTask(BaseTask):
     """Hidden states to remove once this stage has published the draft, unless another run uses them."""
 
 
-Task = Annotated[PrepareTask | GenerateTask | TrainTask | EvaluateTask, Field(discriminator="stage")]
-_TASK: TypeAdapter[PrepareTask | GenerateTask | TrainTask | EvaluateTask] = TypeAdapter(Task)
+AnyTask = RegenerateTask | PrepareTask | GenerateTask | TrainTask | EvaluateTask
+Task = Annotated[AnyTask, Field(discriminator="stage")]
+_TASK: TypeAdapter[AnyTask] = TypeAdapter(Task)
 
 
-def parse(text: str | bytes) -> PrepareTask | GenerateTask | TrainTask | EvaluateTask:
+def parse(text: str | bytes) -> AnyTask:
     """Read a task file. Raises pydantic.ValidationError."""
     return _TASK.validate_json(text)

@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 
 from draftyard_api import names
 from draftyard_api.frozen import parse_quantity
-from draftyard_api.names import Stage
 from draftyard_api.plan import stages
 from draftyard_api.reasons import Reason
 from draftyard_api.status import ConditionType, DraftTrainingStatus
@@ -16,10 +15,10 @@ from draftyard_operator import backends, times
 from draftyard_operator.config import OperatorConfig
 from draftyard_operator.deadlines import find, holds
 from draftyard_operator.kinds import CLAIM, CONFIG_MAP, Kind
-from draftyard_operator.manifests import generate, storage
+from draftyard_operator.manifests import indexed, storage
 from draftyard_operator.manifests.work import Manifest, Work, owner
 from draftyard_operator.observe import Child, Observed, Problem, lingers
-from draftyard_operator.run import Run, is_terminal, stage_of
+from draftyard_operator.run import INDEXED, Run, is_terminal, shards_of, stage_of
 
 
 @dataclass(frozen=True)
@@ -161,15 +160,16 @@ def claim_changes(run: Run, seen: Observed) -> Iterator[Action]:
 
 def parallelism(run: Run, seen: Observed, config: OperatorConfig) -> Iterator[Action]:
     """How many shards are made at the same time; with a queue, that is the queue's to say."""
-    held, plan = stage_of(run.status, Stage.GENERATE), run.status.plan
-    if held.state != "Running" or run.wanted.scheduling.queue_name is not None or run.wanted.hidden_states is None:
+    if run.wanted.scheduling.queue_name is not None:
         return
-    child = seen.child(Stage.GENERATE, held.attempt)
-    if child is None or child.is_over or child.is_deleting or plan is None or plan.shards is None:
-        return
-    wanted = generate.parallelism(run, config, plan.shards)
-    if child.parallelism != wanted:
-        yield Patch(backends.BACKENDS["Job"].kind, child.name, {"spec": {"parallelism": wanted}})
+    for stage in INDEXED:
+        held, shards = stage_of(run.status, stage), shards_of(run.status, stage)
+        child = seen.child(stage, held.attempt)
+        if held.state != "Running" or shards is None or child is None or child.is_over or child.is_deleting:
+            continue
+        wanted = indexed.parallelism(run, config, stage, shards)
+        if child.parallelism != wanted:
+            yield Patch(backends.BACKENDS["Job"].kind, child.name, {"spec": {"parallelism": wanted}})
 
 
 def is_ours(run: Run, found: Manifest) -> bool:

@@ -12,7 +12,7 @@ from draftyard_api.spec import DraftTrainingSpec
 from draftyard_api.status import Backend
 from draftyard_operator.config import OperatorConfig
 from draftyard_operator.observe import Observed
-from draftyard_operator.run import Run, claim_name, stage_of
+from draftyard_operator.run import Run, claim_name, parallelism_of, stage_of
 from draftyard_operator.status import Fact
 
 MANY_WRITERS = "ReadWriteMany"
@@ -130,7 +130,6 @@ def several_writers(spec: DraftTrainingSpec) -> tuple[str, int] | None:
     """The field that makes several pods write, and its value; None when one pod writes at a time."""
     if spec.train.nodes > 1:
         return "train.nodes", spec.train.nodes
-    states = spec.hidden_states
-    if states is not None and states.parallelism > 1 and Stage.GENERATE in stages(spec):
-        return "hiddenStates.parallelism", states.parallelism
-    return None
+    fields = {Stage.REGENERATE: "regenerate.parallelism", Stage.GENERATE: "hiddenStates.parallelism"}
+    numbers = ((field, parallelism_of(spec, stage)) for stage, field in fields.items() if stage in stages(spec))
+    return next(((field, number) for field, number in numbers if number > 1), None)

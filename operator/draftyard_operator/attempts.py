@@ -6,11 +6,12 @@ from draftyard_api.exit_codes import ExitCode
 from draftyard_api.names import Stage
 from draftyard_api.plan import stages
 from draftyard_api.reasons import Reason
+from draftyard_api.status import ConditionType
 from draftyard_operator import deadlines, failure, intervals, planning, results, times
 from draftyard_operator.failure import Effect, Verdict
 from draftyard_operator.ledger import Ledger
 from draftyard_operator.observe import Child, Pod, lingers
-from draftyard_operator.run import pods_wanted
+from draftyard_operator.run import INDEXED, max_failed_shards, pods_wanted
 from draftyard_operator.status import Fact
 
 GIVEN_UP = ("FailedIndexes", "MaxFailedIndexesExceeded")
@@ -29,8 +30,9 @@ def judge(ledger: Ledger, stage: Stage) -> Fact | None:
         return None
     if held.start_time is None:
         ledger.change_stage(stage, start_time=ledger.time, child=f"{child.kind}/{child.name}")
-    if stage is Stage.GENERATE:
+    if stage in INDEXED:
         results.keep_shards(ledger, stage, child)
+    if stage is Stage.GENERATE:
         planning.measure_shards(ledger)
     if child.state == "Succeeded":
         return finish(ledger, stage, child)
@@ -122,6 +124,9 @@ def finish(ledger: Ledger, stage: Stage, child: Child) -> Fact | None:
     if not verified:
         without_result(ledger, stage, child)
         return None
+    if stage is Stage.REGENERATE and not results.keep_conversations(ledger, verified):
+        ledger.fail(stage, Reason.OUTPUT_MISSING, f"{child.name}: its results do not say where the conversations are")
+        return None
     if stage is Stage.PREPARE:
         return finish_prepare(ledger, child)
     if stage is Stage.GENERATE:
@@ -182,7 +187,8 @@ def finish_prepare(ledger: Ledger, child: Child) -> Fact | None:
         planning.fill_plan(ledger, prepared)
         ledger.complete(Reason.ALREADY_TRAINED, "a draft with the same fingerprint is published; nothing was trained")
         return None
-    if ledger.status.frozen_time is not None:
+    is_planned = planning.is_counted(ledger) and deadlines.holds(ledger.run.status, ConditionType.PLANNED)
+    if ledger.status.frozen_time is not None and is_planned:
         return None
     return planning.fill_plan(ledger, prepared)
 
@@ -194,11 +200,11 @@ def verdict_of(ledger: Ledger, stage: Stage, child: Child) -> Verdict:
     """How the attempt ended."""
     pods = ledger.seen.pods_of(stage, ledger.stage(stage).attempt)
     says = f"{child.name}: {child.reason}: {child.message}" if child.reason else f"{child.name}: failed"
-    states = ledger.run.wanted.hidden_states
-    if stage is Stage.GENERATE and child.reason in GIVEN_UP and states is not None:
+    if stage in INDEXED and child.reason in GIVEN_UP:
         bad = {pod.index for pod in pods if pod.end and pod.end.exit_code == ExitCode.BAD_SHARD}
-        if len(bad) > states.max_failed_shards:
-            message = f"shards {intervals.render(bad)} cannot be made; accepted: {states.max_failed_shards} missing"
+        allowed = max_failed_shards(ledger.run.wanted, stage)
+        if len(bad) > allowed:
+            message = f"shards {intervals.render(bad)} cannot be made; accepted: {allowed} missing"
             return Verdict(Effect.PERMANENT, Reason.SHARDS_FAILED, message)
     verdict = failure.classify(pods, says)
     if verdict.reason is Reason.POD_FAILED and was_taken_away(ledger, stage, child):

@@ -10,7 +10,7 @@ from draftyard_api.names import Stage
 from draftyard_api.status import Backend
 from draftyard_operator.config import OperatorConfig
 from draftyard_operator.kinds import JOB, PYTORCH_JOB, Kind
-from draftyard_operator.manifests import evaluate, generate, prepare, train
+from draftyard_operator.manifests import evaluate, generate, prepare, regenerate, train
 from draftyard_operator.manifests.work import Manifest, Work
 from draftyard_operator.observe import Child, read_job, read_pytorch_job
 
@@ -30,6 +30,7 @@ BACKENDS: Mapping[Backend, Row] = {
     "Job": Row(
         JOB,
         {
+            Stage.REGENERATE: regenerate.job,
             Stage.PREPARE: prepare.job,
             Stage.GENERATE: generate.job,
             Stage.TRAIN: train.job,

@@ -79,6 +79,8 @@ def go_on(book: Ledger, accepted: Fact) -> Fact | None:
         stop_running(book, Reason.SUSPENDED, "suspended by spec.suspend")
     if book.conclusion is None and accepted.truth == "True":
         planned = check_prepared(book) or planned
+        if not book.run.wanted.suspend:
+            planned = planned or planning.assume_plan(book)
         if planned is not None and planned.truth == "True":
             book.change(frozen_time=book.status.frozen_time or book.time)
         if not book.run.wanted.suspend:
@@ -118,7 +120,8 @@ def check_active(book: Ledger) -> None:
 def check_prepared(book: Ledger) -> Fact | None:
     """Before the run is frozen: is what was prepared still what is wanted, and is there room by now?"""
     held = book.stage(Stage.PREPARE)
-    if book.status.frozen_time is not None or held.attempt == 0 or held.state in ("Pending", "Failed"):
+    is_settled = book.status.frozen_time is not None and not lacks_room(book)
+    if is_settled or held.attempt == 0 or held.state in ("Pending", "Failed"):
         return None
     if has_new_task(book, held):
         if held.state == "Running":
@@ -130,6 +133,12 @@ def check_prepared(book: Ledger) -> Fact | None:
     else:
         return None
     return situation.not_planned()
+
+
+def lacks_room(book: Ledger) -> bool:
+    """Whether the run waits for a larger workspace. One that began with a guess is frozen by then."""
+    before = situation.kept(book, ConditionType.PLANNED)
+    return before is not None and before.truth == "False"
 
 
 def has_new_task(book: Ledger, held: StageStatus) -> bool:
@@ -147,7 +156,7 @@ def start_next(book: Ledger, planned: Fact | None) -> None:
         return
     if stage is not Stage.PREPARE and book.status.frozen_time is None:
         return
-    if planned is not None and planned.truth == "False":
+    if lacks_room(book) if planned is None else planned.truth == "False":
         return
     if may_start(book, stage):
         book.start_attempt(stage)

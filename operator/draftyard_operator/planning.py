@@ -17,11 +17,44 @@ from draftyard_operator.run import claim_name
 from draftyard_operator.status import Fact
 
 
+def assume_plan(ledger: Ledger) -> Fact | None:
+    """Store a plan before anything is counted, for a run whose first stage needs a GPU; None for any other.
+
+    What it is made of is a guess, said to be one; the exact plan takes its place when prepare has counted.
+    """
+    spec = ledger.run.wanted
+    if spec.data.regenerate is None or ledger.status.plan is not None:
+        return None
+    known, amount = WELL_KNOWN.get(spec.target.model.removeprefix("hf://")), estimate.assumed(spec, None)
+    if known is not None:
+        made = estimate.estimate(spec, TargetShape.from_config(known), amount)
+    else:
+        made = Plan(
+            basis="Assumed", samples=amount.documents, tokens=amount.tokens, loss_tokens=amount.loss_tokens,
+            regenerate_shards=estimate.conversation_shards(spec, amount.documents, 0.0), steps=amount.steps,
+            bytes=PlannedBytes(), gpu_hours=GpuHours(),
+            assumes=f"{amount.source}; the target's shape is not known before prepare",
+        )  # fmt: skip
+    capacity = ledger.seen.claim.capacity if ledger.seen.claim else None
+    ledger.change(plan=made.model_copy(update={"bytes": made.bytes.model_copy(update={"capacity": capacity})}))
+    told = fits(ledger)
+    return Fact(told.truth, told.reason, f"assumed, before prepare has counted: {told.message}")
+
+
+def is_counted(ledger: Ledger) -> bool:
+    """Whether the plan is one of counted tokens."""
+    plan = ledger.status.plan
+    return plan is not None and plan.basis != "Assumed"
+
+
 def fill_plan(ledger: Ledger, prepared: Prepared) -> Fact:
     """Store the plan; whether it fits. Nothing that is seen later changes whether a run that is frozen may go on."""
     spec, claim = ledger.run.wanted, ledger.seen.claim
-    made = make_plan(spec, prepared)
+    made, before = make_plan(spec, prepared), ledger.status.plan
     capacity = claim.capacity if claim else None
+    if before is not None:
+        # what was cut so stays cut so
+        made = made.model_copy(update={"regenerate_shards": before.regenerate_shards})
     ledger.change(plan=made.model_copy(update={"bytes": made.bytes.model_copy(update={"capacity": capacity})}))
     shape = shape_of(spec, prepared)
     too_small = None

@@ -22,7 +22,7 @@ from draftyard_operator.kinds import EVENT
 from draftyard_operator.ledger import cut
 from draftyard_operator.metrics import Metrics, RunLabels
 from draftyard_operator.refusals import ApiError
-from draftyard_operator.run import Run, is_terminal, stage_of
+from draftyard_operator.run import Run, answering_gpus, is_terminal, parallelism_of, stage_of
 from draftyard_operator.status import Event
 
 Json = Any
@@ -155,6 +155,8 @@ def gpus(run: Run, stage: Stage) -> int:
         return 0
     if stage is Stage.TRAIN:
         return spec.train.nodes * spec.train.gpus_per_node
+    if stage is Stage.REGENERATE:
+        return answering_gpus(spec) * parallelism_of(spec, stage)
     block = spec.generate if stage is Stage.GENERATE else spec.evaluate
     each = (block.gpus_per_pod if block else None) or spec.target.tensor_parallel
     return each * (spec.hidden_states.parallelism if spec.hidden_states and stage is Stage.GENERATE else 1)

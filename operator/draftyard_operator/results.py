@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +18,11 @@ from draftyard_api.status import (
     ProgressStatus,
     Resolved,
 )
+from draftyard_api.task import ConversationsRef
 from draftyard_operator import intervals, times
 from draftyard_operator.ledger import MAX_MESSAGE, Ledger
 from draftyard_operator.observe import Child, Pod
-from draftyard_operator.run import claim_name
+from draftyard_operator.run import claim_name, shards_of
 
 WRITE_SECONDS = 10
 """Progress is stored at most this often."""
@@ -32,6 +34,27 @@ def succeeded(pods: Sequence[Pod]) -> list[StageResult]:
     """Results of the pods of an attempt that ended well, the lowest index first."""
     ended = sorted((pod for pod in pods if pod.end is not None), key=lambda pod: pod.index)
     return [pod.end.result for pod in ended if pod.end and pod.end.result and not pod.end.result.exit_code]
+
+
+# -- What regenerate left --------------------------------------------------------------------------------------------
+
+
+def keep_conversations(ledger: Ledger, results: Iterable[StageResult]) -> bool:
+    """Keep where the target's own answers are, and which target it was. Returns whether all shards say the same."""
+    made = [result.regenerated for result in results if result.regenerated is not None]
+    if len({(one.key, one.target_commit) for one in made}) != 1:
+        return False
+    before = ledger.status.resolved or Resolved()
+    known = {"conversations": made[0].key, "target_commit": made[0].target_commit}
+    ledger.change(resolved=before.model_copy(update=known))
+    return True
+
+
+def stored_conversations(status: DraftTrainingStatus) -> ConversationsRef | None:
+    """What was kept of regenerate; None for a run without that stage."""
+    key = status.resolved.conversations if status.resolved else None
+    shards = status.plan.regenerate_shards if status.plan else None
+    return None if key is None or shards is None else ConversationsRef(key=key, num_shards=shards)
 
 
 # -- What prepare found -----------------------------------------------------------------------------------------------
@@ -66,6 +89,7 @@ def keep_prepared(ledger: Ledger, prepared: Prepared, image: str) -> None:
         data_revision=prepared.data_sha256,
         chat_template="tokenizer" if template == "auto" else template,
         aux_layers=prepared.aux_layers,
+        conversations=ledger.status.resolved.conversations if ledger.status.resolved else None,
         prepared=prepared.prepared,
         image=image or None,
     )
@@ -82,6 +106,7 @@ def keep_result(ledger: Ledger, result: StageResult) -> None:
         keep_resumed(ledger, result.resumed_from_step)
         ledger.change(checkpoint=CheckpointStatus(last_step=trained.steps, best_step=max(trained.best_step, 0)))
         keep_acceptance(ledger, trained.acceptance)
+        keep_on_policy(ledger, trained.on_policy)
     if result.acceptance is not None:
         keep_acceptance(ledger, result.acceptance)
     if result.published is not None:
@@ -103,6 +128,21 @@ def keep_acceptance(ledger: Ledger, found: Acceptance) -> None:
         prompts=found.prompts, source="Measured" if found.source == "Measured" else "Simulated",
     )  # fmt: skip
     ledger.change(acceptance=told)
+
+
+def keep_on_policy(ledger: Ledger, share: str | None) -> None:
+    """How much of the data the target itself would have said: once known, it is a fact about the data."""
+    plan = ledger.status.plan
+    if plan is not None and plan.on_policy_share is None and is_number(share):
+        ledger.change(plan=plan.model_copy(update={"on_policy_share": share}))
+
+
+def is_number(text: str | None) -> bool:
+    """Whether a text is a finite number: a pod may say anything."""
+    try:
+        return text is not None and len(text) <= 32 and math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def as_users_see(ledger: Ledger, uri: str) -> str:
@@ -162,6 +202,7 @@ def keep_progress(ledger: Ledger, reading: Progress | None, child: Child) -> Non
         return
     if reading.stage is Stage.TRAIN:
         keep_resumed(ledger, reading.resumed_from_step)
+        keep_on_policy(ledger, reading.on_policy)
     told = progress_status(ledger, reading, child)
     if before is not None and not is_news(ledger, before, told):
         return
@@ -189,9 +230,10 @@ def progress_status(ledger: Ledger, reading: Progress, child: Child) -> Progress
     """A reading as the status tells it."""
     done, total = reading.done, reading.total
     remaining = reading.estimated_remaining_seconds
-    if reading.stage is Stage.GENERATE and ledger.status.plan is not None:
+    shards = shards_of(ledger.status, reading.stage)
+    if shards is not None:
         # the pod that was asked knows its own shard only
-        done, total = intervals.count(child.completed), ledger.status.plan.shards
+        done, total = intervals.count(child.completed), shards
         remaining = None
     percent = min(100 * done // total, 100) if total else None
     return ProgressStatus(

@@ -118,6 +118,35 @@ def current_stage(run: Run) -> Stage | None:
     return next((stage for stage in stages if stage_of(run.status, stage).state != "Succeeded"), None)
 
 
+INDEXED = (Stage.REGENERATE, Stage.GENERATE)
+"""Stages that are made shard by shard, each by a pod of its own."""
+
+
+def shards_of(status: DraftTrainingStatus, stage: Stage) -> int | None:
+    """Planned shards of a stage; None for one that has none, and before there is a plan."""
+    if status.plan is None or stage not in INDEXED:
+        return None
+    return status.plan.regenerate_shards if stage is Stage.REGENERATE else status.plan.shards
+
+
+def parallelism_of(spec: DraftTrainingSpec, stage: Stage) -> int:
+    """Shards of a stage that are made at the same time, as asked for."""
+    block = spec.regenerate if stage is Stage.REGENERATE else spec.hidden_states
+    return block.parallelism if block is not None else 1
+
+
+def max_failed_shards(spec: DraftTrainingSpec, stage: Stage) -> int:
+    """Shards of a stage that may be missing: what nobody has answered, nobody can prepare."""
+    states = spec.hidden_states
+    return states.max_failed_shards if states is not None and stage is Stage.GENERATE else 0
+
+
+def answering_gpus(spec: DraftTrainingSpec) -> int:
+    """GPUs of a pod of regenerate: none, where an engine has them."""
+    own = spec.data.regenerate
+    return 0 if own is None or own.engine is not None else spec.target.tensor_parallel
+
+
 def pods_wanted(run: Run, stage: Stage) -> int:
     """Pods without which a stage does not work: those of all nodes, or the first of a shard."""
     return run.wanted.train.nodes if stage is Stage.TRAIN else 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from draftyard_api.names import Stage
+from draftyard_api.progress import LOW_ON_POLICY
 from draftyard_api.reasons import Reason
 from draftyard_api.status import Condition, ConditionType, DraftTrainingStatus, Phase, StageStatus
 from draftyard_operator import intervals
@@ -16,6 +17,7 @@ from draftyard_operator.ledger import MAX_MESSAGE, Ledger, cut
 Truth = Literal["True", "False", "Unknown"]
 
 STAGE_CONDITIONS = {
+    Stage.REGENERATE: ConditionType.REGENERATED,
     Stage.PREPARE: ConditionType.PREPARED,
     Stage.GENERATE: ConditionType.GENERATED,
     Stage.TRAIN: ConditionType.TRAINED,
@@ -248,7 +250,15 @@ def shown(shards: str) -> str:
 
 def plan_events(before: DraftTrainingStatus, after: DraftTrainingStatus) -> Iterator[Event]:
     """What limits the draft, though it can be trained."""
-    covered = after.plan.vocab_coverage if after.plan else None
-    if before.plan is None and covered is not None and float(covered) < LOW_COVERAGE:
+    covered, covered_before = (one.plan.vocab_coverage if one.plan else None for one in (after, before))
+    if covered_before is None and covered is not None and float(covered) < LOW_COVERAGE:
         message = f"the draft vocabulary covers {covered} of the supervised tokens; {LOW_COVERAGE} or more is usual"
         yield Event("LowVocabCoverage", f"{message}: use a larger draft.vocabSize", True)
+    share, share_before = (one.plan.on_policy_share if one.plan else None for one in (after, before))
+    is_own = any(one.name is Stage.REGENERATE for one in after.stages or ())
+    if share_before is None and share is not None and float(share) < LOW_ON_POLICY and not is_own:
+        message = (
+            f"only {share} of the tokens are what the target itself would have said; {LOW_ON_POLICY} or more is usual, "
+            "since a draft learns best from the target's own text: a run with data.regenerate lets the target answer"
+        )
+        yield Event("OffPolicyData", message, True)

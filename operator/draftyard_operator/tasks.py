@@ -14,8 +14,8 @@ from draftyard_api.spec import DraftTrainingSpec
 from draftyard_api.status import DraftTrainingStatus
 from draftyard_api.task import BaseTask, StoredStatesRef
 from draftyard_operator import intervals
-from draftyard_operator.results import stored_prepared
-from draftyard_operator.run import Run, claim_name, named_claims, stage_of
+from draftyard_operator.results import stored_conversations, stored_prepared
+from draftyard_operator.run import Run, claim_name, named_claims, shards_of, stage_of
 
 Json = Any
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -51,10 +51,17 @@ def task(run: Run, status: DraftTrainingStatus, stage: Stage) -> BaseTask:
     """The task of the stored attempt."""
     attempt = stage_of(status, stage).attempt
     identity, spec, here = run.identity, settled(run.wanted, status), place(run)
+    if stage is Stage.REGENERATE:
+        shards = shards_of(status, stage)
+        assert shards is not None
+        made: BaseTask = plan.regenerate_task(identity, spec, here, shards)
+        return made.model_copy(update={"attempt": attempt})
     if stage is Stage.PREPARE:
-        return plan.prepare_task(identity, run.wanted, here, attempt)
+        conversations = stored_conversations(status)
+        task = plan.prepare_task(identity, run.wanted, here, attempt, conversations)
+        # whoever has answered is whose tokens are prepared; the hash of the frozen fields is that of what was asked for
+        return task.model_copy(update={"target": plan.located_target(spec, here)}) if conversations else task
     prepared = stored_prepared(status)
-    made: BaseTask
     match stage:
         case Stage.GENERATE:
             made = plan.generate_task(identity, spec, here, prepared)

@@ -16,18 +16,20 @@ FULL_STATUS = {
     "fingerprint": "sha256:6f0c",
     "resolved": {
         "targetCommit": "6f6073b4", "dataRevision": "sha256:91ab", "chatTemplate": "tokenizer",
-        "auxLayers": [2, 40, 77], "prepared": "5f1d",
+        "auxLayers": [2, 40, 77], "conversations": "77aa", "prepared": "5f1d",
         "image": "registry.example/trainer@sha256:00",
     },
     "plan": {
         "basis": "Counted", "samples": 91200, "droppedSamples": {"empty": 12, "noLoss": 40}, "truncatedSamples": 1210,
-        "tokens": 104857600, "lossTokens": 61865984, "shards": 24, "steps": 3168, "vocabCoverage": "0.984",
+        "tokens": 104857600, "lossTokens": 61865984, "shards": 24, "regenerateShards": 12, "steps": 3168,
+        "vocabCoverage": "0.984", "onPolicyShare": "0.6312",
         "bytes": {
+            "conversations": 482344960,
             "prepare": 436207616, "hiddenStates": 2820334097006, "checkpoints": 84000000000, "export": 2800000000,
             "needed": 2907570304622, "free": 4398046511104, "capacity": 4398046511104,
             "hiddenStatesByCodec": {"none": 6131161080450, "balanced": 2820334097006},
         },
-        "gpuHours": {"generate": "10.1", "train": "10.2", "evaluate": "0.6", "total": "20.9"},
+        "gpuHours": {"regenerate": "21.0", "generate": "10.1", "train": "10.2", "evaluate": "0.6", "total": "41.9"},
         "assumes": "H100; 40 % of peak in generate, 30 % in train",
     },
     "stages": [

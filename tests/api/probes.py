@@ -22,11 +22,15 @@ FULL: Json = {
             "auxLayers": [2, 16], "intermediateSize": 64, "keepTokens": ["a"], "initFrom": "org/draft",
             "s3": {"region": "a"},
         },
-        "data": {"source": {"preset": {"name": "a"}}, "maxSamples": 9, "templateKwargs": {"a": 1}, "stopTokens": ["b"]},
+        "data": {
+            "source": {"preset": {"name": "a"}}, "maxSamples": 9, "templateKwargs": {"a": 1}, "stopTokens": ["b"],
+            "regenerate": {"shards": 9, "engine": {"url": "https://a/v1", "model": "b", "secretRef": {"name": "a"}}},
+        },
         "workspace": {
             "pvc": {"claimTemplate": {"storageClassName": "a", "accessModes": ["ReadWriteMany"], "size": "1Gi"}}
         },
         "hiddenStates": {"shards": 9},
+        "regenerate": {"parallelism": 2},
         "generate": {"gpusPerPod": 1},
         "train": {"earlyStop": {}},
         "evaluate": {

@@ -79,9 +79,10 @@ def online(name: str, changes: dict[str, Any], *refused: str) -> Case:
 NAME = 'accepted: at most 40 of a-z, 0-9 and "-", a letter first, so that pod names fit into 63'
 URI = "accepted: org/name, hf://org/name, pvc://claim/path, s3://bucket/prefix (file:// works in draftyard run only)"
 CLAIM = (
-    "spec.workspace: given a claim without ReadWriteMany, and train.nodes or hiddenStates.parallelism above 1, so several "
-    "pods write; accepted: claimTemplate.accessModes [ReadWriteMany], or workspace.s3"
+    "spec.workspace: given a claim without ReadWriteMany, and train.nodes, hiddenStates.parallelism or "
+    "regenerate.parallelism above 1, so several pods write; accepted: claimTemplate.accessModes [ReadWriteMany], or workspace.s3"
 )
+ENGINE = {"url": "https://llama.example:8000/v1", "model": "llama", "secretRef": {"name": "llama"}, "concurrency": 64}
 SHARED = {"workspace.pvc.claimTemplate.accessModes": ["ReadWriteMany"]}
 COMMIT = "0e9e39f249a16976918f6564b8830bc894c89659"
 PINNED = (
@@ -189,6 +190,35 @@ CASES = (
         "inside train)",
     ),
     offline("offline with generate", {"generate.retriesPerShard": 0}),
+    online("the target's own answers", {"data.regenerate": {}, "regenerate": {}}),
+    online(
+        "regenerate without a word in data", {"regenerate": {}},
+        "spec.regenerate: given regenerate without data.regenerate; accepted: both (data.regenerate: {} takes every default), "
+        "or neither",
+    ),
+    online(
+        "answers of a target on 4 GPUs", {"data.regenerate": {}, "target.tensorParallel": 4, "train.gpusPerNode": 4},
+        "spec.target.tensorParallel: given tensorParallel 4 with data.regenerate; accepted: 1, or data.regenerate.engine, a "
+        "server that holds the target on several GPUs",
+    ),
+    online(
+        "an engine with a target on 4 GPUs",
+        {"data.regenerate.engine": ENGINE, "target.tensorParallel": 4, "train.gpusPerNode": 4},
+    ),
+    online(
+        "an engine and another template", {"data.regenerate.engine": ENGINE, "data.chatTemplate": "llama3"},
+        "spec.data.chatTemplate: given llama3 with regenerate.engine; accepted: auto, since an engine renders conversations "
+        "with its own template",
+    ),
+    *(
+        online(
+            f"an engine at {url}", {"data.regenerate.engine": {"url": url}},
+            f'spec.data.regenerate.engine.url: given "{url}"; accepted: http:// or https:// with a host and a path, such as '
+            "https://llama.example/v1; a key belongs into secretRef",
+        )
+        for url in ("llama:8000", "https://me:key@llama.example/v1", "https://llama.example/v1?key=1", "file:///etc")
+    ),
+    online("two shards of answers on a claim of one", {"data.regenerate": {}, "regenerate.parallelism": 2}, CLAIM),
     online("a Job on one node", {"backend": "Job"}),
     online(
         "a Job on two nodes", {"backend": "Job", "train.nodes": 2} | SHARED,

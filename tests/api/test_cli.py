@@ -25,7 +25,7 @@ def test_version(capsys):
 def test_an_unknown_verb_is_refused_with_what_is_accepted(capsys):
     assert cli.main(["trian"]) == ExitCode.BAD_TASK
     err = capsys.readouterr().err
-    assert "given trian; accepted: run, plan, prepare" in err
+    assert "given trian; accepted: run, plan, regenerate, prepare" in err
 
 
 def test_a_verb_of_an_absent_extra_says_how_to_get_it():

@@ -65,7 +65,13 @@ def test_a_good_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "mode"), [("smollm2-demo", "Offline"), ("e2e-offline", "Offline"), ("e2e-online", "Online")]
+    ("file", "mode"),
+    [
+        ("smollm2-demo", "Offline"),
+        ("smollm2-own-answers", "Online"),
+        ("e2e-offline", "Offline"),
+        ("e2e-online", "Online"),
+    ],
 )
 def test_examples_are_good(file, mode):
     assert document.load(ROOT / f"examples/{file}.yaml").spec.mode == mode

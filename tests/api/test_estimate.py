@@ -11,14 +11,17 @@ from draftyard_api import estimate
 from draftyard_api.names import Stage
 from draftyard_api.progress import StageResult, StoredStates
 from draftyard_api.spec import (
+    ChatEngine,
     Data,
     DataSource,
     Draft,
     DraftTrainingSpec,
     FileSource,
     HiddenStates,
+    OwnAnswers,
     Preset,
     Pvc,
+    Regenerate,
     Target,
     Train,
     Workspace,
@@ -360,3 +363,52 @@ def test_bytes_by_codec():
     assert sizes["balanced"] == made.bytes.hidden_states
     assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
     assert estimate.estimate(spec("Online"), shape("Qwen/Qwen3-8B"), amount()).bytes.hidden_states_by_codec is None
+
+
+# -- The target's own answers -----------------------------------------------------------------------
+
+
+def answering(**own) -> DraftTrainingSpec:
+    plain = spec()
+    return plain.model_copy(update={"data": plain.data.model_copy(update={"regenerate": OwnAnswers(**own)})})
+
+
+def test_own_answers_cost_what_is_read_and_ten_times_what_is_said():
+    model = shape("Qwen/Qwen3-8B")
+    hours = estimate.gpu_hours(answering(), model, amount())
+    assert hours["regenerate"] == pytest.approx(hours["generate"] * (1 + 10 * 0.6))
+    assert estimate.gpu_hours(spec(), model, amount())["regenerate"] == 0.0
+
+
+def test_no_answer_is_longer_than_its_limit():
+    model = shape("Qwen/Qwen3-8B")
+    short, long = (estimate.gpu_hours(answering(max_new_tokens=limit), model, amount()) for limit in (16, 4096))
+    assert short["regenerate"] < long["regenerate"]
+
+
+def test_what_an_engine_says_costs_no_gpu_of_ours():
+    made = estimate.estimate(answering(engine=ChatEngine(url="http://a/v1")), shape("Qwen/Qwen3-8B"), amount())
+    assert made.gpu_hours.regenerate is None
+    assert made.bytes.conversations == pytest.approx(4.6 * TOKENS)
+    assert "that are said" not in made.assumes
+
+
+def test_own_answers_are_in_every_sum():
+    model = shape("Qwen/Qwen3-8B")
+    own, plain = (estimate.estimate(wanted, model, amount()) for wanted in (answering(), spec()))
+    assert own.bytes.needed - plain.bytes.needed == own.bytes.conversations
+    assert float(own.gpu_hours.total) - float(plain.gpu_hours.total) == pytest.approx(
+        float(own.gpu_hours.regenerate), abs=0.11
+    )
+    assert "a tenth of that for tokens that are said" in own.assumes
+    halved = estimate.with_hours(own.gpu_hours, train=1.0)
+    assert float(halved.total) == pytest.approx(float(own.gpu_hours.regenerate) + float(own.gpu_hours.generate) + 1.0)
+
+
+@pytest.mark.parametrize(
+    ("own", "parallelism", "seconds", "shards"),
+    [({}, 1, 6100, 11), ({}, 16, 6100, 16), ({"shards": 5}, 16, 6100, 5), ({}, 1, 0, 1), ({}, 1, 10**9, 1000)],
+)
+def test_shards_of_answers_take_ten_minutes(own, parallelism, seconds, shards):
+    wanted = answering(**own).model_copy(update={"regenerate": Regenerate(parallelism=parallelism)})
+    assert estimate.conversation_shards(wanted, documents=10**6, seconds=seconds) == shards

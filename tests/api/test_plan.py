@@ -14,7 +14,7 @@ from draftyard_api.names import Stage
 from draftyard_api.plan import Place, RunIdentity
 from draftyard_api.progress import Counts, Prepared
 from draftyard_api.spec import DraftTrainingSpec
-from draftyard_api.task import CacheRef, StoredStatesRef
+from draftyard_api.task import CacheRef, ConversationsRef, StoredStatesRef
 
 RUN = RunIdentity("llama31-8b-r1", "uid-1")
 CLAIMS = {"models": Path("/mnt/models"), "data": Path("/mnt/data")}
@@ -36,6 +36,7 @@ def spec(**blocks: Any) -> DraftTrainingSpec:
 
 
 ONLINE = {"mode": "Online", "hiddenStates": None}
+OWN = SMALLEST["data"] | {"regenerate": {}}
 
 
 def prepared(documents: int = 100) -> Prepared:
@@ -53,7 +54,8 @@ def prepared(documents: int = 100) -> Prepared:
     ("wanted", "expected"),
     [
         pytest.param(spec(), [Stage.PREPARE, Stage.GENERATE, Stage.TRAIN], id="Offline"),
-        pytest.param(spec(evaluate={}), [*Stage], id="Offline with a gate"),
+        pytest.param(spec(evaluate={}), [*Stage][1:], id="Offline with a gate"),
+        pytest.param(spec(data=OWN, evaluate={}), [*Stage], id="Offline with the target's own answers"),
         pytest.param(spec(**ONLINE), [Stage.PREPARE, Stage.TRAIN], id="Online"),
         pytest.param(
             spec(**ONLINE, evaluate={}), [Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE], id="Online with a gate"
@@ -62,6 +64,17 @@ def prepared(documents: int = 100) -> Prepared:
 )
 def test_stages(wanted, expected):
     assert plan.stages(wanted) == tuple(expected)
+
+
+def test_the_targets_own_answers_are_told_to_prepare():
+    wanted = spec(data=OWN, train={"seed": 7}, regenerate={"parallelism": 3})
+    shards = plan.default_conversation_shards(wanted)
+    task = plan.regenerate_task(RUN, wanted, PLACE, shards, shard=1)
+    assert (task.num_shards, task.shard, task.seed) == (3, 1, 7)
+    assert plan.default_conversation_shards(spec(data=OWN | {"regenerate": {"shards": 8}})) == 8
+    ref = ConversationsRef(key="c1", num_shards=shards)
+    assert plan.prepare_task(RUN, wanted, PLACE, conversations=ref).conversations == ref
+    assert plan.prepare_task(RUN, spec(), PLACE).conversations is None
 
 
 # -- Identity ---------------------------------------------------------------------------------------
@@ -73,6 +86,9 @@ DECIDES = {
     "its revision": {"target": {"model": "pvc://models/llama", "revision": "v2"}},
     "its dtype": {"target": {"model": "pvc://models/llama", "dtype": "float32"}},
     "the draft": {"draft": {"vocabSize": 8192}},
+    "who answers": {"data": OWN},
+    "how": {"data": OWN | {"regenerate": {"temperature": 0.7}}},
+    "in which words": {"data": OWN | {"regenerate": {"engine": {"url": "http://a/v1"}}}},
     "the data": {"data": {"source": {"file": {"uri": "pvc://data/other.jsonl"}}}},
     "a bucket of data": {"data": {"source": {"s3": {"uri": "s3://bucket/chat"}}}},
     "another bucket of data": {"data": {"source": {"s3": {"uri": "s3://bucket/other"}}}},

@@ -64,6 +64,16 @@ def test_an_online_plan_has_no_generate(world, capsys):
     assert "generate" not in capsys.readouterr().out.partition("assumes")[0]
 
 
+def test_own_answers_are_a_stage_of_the_plan(world, capsys):
+    data = {"source": {"preset": {"name": "sharegpt"}}, "maxSamples": 70_000, "regenerate": {"shards": 24}}
+    assert preview.plan([str(write(world, data=data))]) in (ExitCode.OK, ExitCode.NO_SPACE)
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.split()[:1] == ["regenerate"]]
+    assert "the target's own answers in 24 shards" in line
+    assert "MiB" in line
+    assert "before prepare has counted" in lines[0]
+
+
 def test_a_well_known_target_needs_no_download(world, capsys):
     assert preview.plan([str(write(world, target={"model": "Qwen/Qwen3-8B"}))]) == ExitCode.OK
     assert "steps" in capsys.readouterr().out

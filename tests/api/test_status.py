@@ -14,7 +14,7 @@ from draftyard_api.status import Condition, ConditionType, DraftTrainingStatus, 
 
 PROMISED = {
     "Accepted": "SpecAccepted InvalidSpec BackendUnavailable ClaimNotFound ClaimAccessMode",
-    "Prepared, Generated, Trained, Evaluated": "StageCompleted StageNotStarted StageRunning StageFailed",
+    "Regenerated, Prepared, Generated, Trained, Evaluated": "StageCompleted StageNotStarted StageRunning StageFailed",
     "Planned": "PlanFits WaitingForPrepare WorkspaceTooSmall",
     "Queued": "WaitingForQuota Preempted Admitted NoQueue",
     "Running": "PodsReady Pending Unschedulable ImagePullFailed VolumeNotBound SecretNotFound QuotaExceeded Backoff "

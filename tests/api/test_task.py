@@ -13,7 +13,15 @@ from draftyard_api.names import Stage
 from draftyard_api.progress import MAX_TERMINATION_BYTES, Counts, Prepared, StageResult
 from draftyard_api.spec import DraftTrainingSpec
 from draftyard_api.targets import WELL_KNOWN, TargetShape
-from draftyard_api.task import EvaluateTask, GenerateTask, PrepareTask, StoredStatesRef, TrainTask
+from draftyard_api.task import (
+    ConversationsRef,
+    EvaluateTask,
+    GenerateTask,
+    PrepareTask,
+    RegenerateTask,
+    StoredStatesRef,
+    TrainTask,
+)
 
 RUN = plan.RunIdentity("llama-r1", "4c1e")
 PLACE = plan.Place("file:///work", lambda text: text)
@@ -31,7 +39,14 @@ SPEC = DraftTrainingSpec.model_validate_json(
         {
             "mode": "Offline",
             "target": {"model": "org/name", "tokenSecretRef": {"name": "hf"}},
-            "data": {"source": {"preset": {"name": "sharegpt"}}, "templateKwargs": {"enable_thinking": False}},
+            "data": {
+                "source": {"preset": {"name": "sharegpt"}},
+                "templateKwargs": {"enable_thinking": False},
+                "regenerate": {
+                    "temperature": 0.7,
+                    "engine": {"url": "http://llama/v1", "secretRef": {"name": "llama"}},
+                },
+            },
             "workspace": {"pvc": {"existingClaim": "scratch"}},
             "hiddenStates": {"shards": 4, "reclaim": "Delete"},
             "evaluate": {"minAcceptanceLength": 2.5},
@@ -40,7 +55,8 @@ SPEC = DraftTrainingSpec.model_validate_json(
     )
 )
 TASKS: dict[str, tuple[task.BaseTask, type[task.BaseTask]]] = {
-    "prepare": (plan.prepare_task(RUN, SPEC, PLACE, attempt=2), PrepareTask),
+    "regenerate": (plan.regenerate_task(RUN, SPEC, PLACE, num_shards=4), RegenerateTask),
+    "prepare": (plan.prepare_task(RUN, SPEC, PLACE, 2, ConversationsRef(key="c1", num_shards=4)), PrepareTask),
     "generate": (plan.generate_task(RUN, SPEC, PLACE, PREPARED, shard=3), GenerateTask),
     "train": (plan.train_task(RUN, SPEC, PLACE, PREPARED, STATES), TrainTask),
     "evaluate": (plan.evaluate_task(RUN, SPEC, PLACE, PREPARED, STATES), EvaluateTask),
@@ -83,7 +99,7 @@ def test_a_missing_field_is_refused(stage: str):
 
 def test_an_unknown_stage_is_refused():
     with pytest.raises(ValidationError, match="does not match any of the expected tags"):
-        task.parse(json.dumps(as_json("train") | {"stage": "regenerate"}))
+        task.parse(json.dumps(as_json("train") | {"stage": "distil"}))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
@@ -102,6 +118,7 @@ def test_a_task_names_secrets_and_never_holds_one():
     given = as_json("train")
     assert given["target"]["tokenSecretRef"] == {"name": "hf", "key": None}
     assert given["tracking"]["wandb"]["secretRef"] == {"name": "wandb", "key": None}
+    assert as_json("regenerate")["data"]["regenerate"]["engine"]["secretRef"] == {"name": "llama", "key": None}
 
 
 def test_what_prepare_found_survives_the_termination_message():

@@ -67,6 +67,12 @@ UPDATES = (
     frozen_case("data.source", {"s3": {"uri": "s3://bucket/a"}}, {"s3": {"uri": "s3://bucket/b"}}),
     frozen_case("data.maxSamples", 1, 2),
     frozen_case("data.templateKwargs", {"enable_thinking": True}, {"enable_thinking": False}),
+    frozen_case("data.regenerate", {}, {"temperature": 0.7}),
+    frozen_case("data.regenerate", {}, {"engine": {"url": "http://a/v1"}}),
+    frozen_case("data.regenerate", {"shards": 4}, {"shards": 5}),
+    frozen_case(
+        "data.regenerate.engine", {"url": "http://a/v1", "model": "a"}, {"url": "http://a/v1", "model": "b"},
+    ),
     frozen_case("data.stopTokens", [], ["</s>"]),
     frozen_case("data.evalFraction", 0.01, 0.02),
     frozen_case("workspace.pvc.path", "a", "b"),
@@ -121,6 +127,13 @@ UPDATES = (
     ),
     Update("how a bucket of data is reached may change", S3_DATA, {"data.source": {"s3": BUCKET | {"uri": "s3://corpora/chat"}}}),
     Update("how a bucket of results is reached may change", S3_WORK, {"workspace": {"s3": BUCKET | {"uri": "s3://models/x"}}}),
+    Update(
+        "how an engine is reached may change", {"data.regenerate.engine": {"url": "http://a/v1", "model": "a"}},
+        {
+            "data.regenerate.engine": {"url": "http://b/v1", "model": "a", "secretRef": {"name": "b"}, "concurrency": 8},
+            "regenerate": {"retriesPerShard": 1},
+        },
+    ),
     Update("a claim grows", {}, {"workspace.pvc.claimTemplate.size": "0.5Ti"}),
     Update(
         "a claim shrinks", {}, {"workspace.pvc.claimTemplate.size": "204799Mi"},

@@ -70,7 +70,8 @@ def draw(seed: int) -> Script:
     chance = random.Random(seed)  # noqa: S311  not for secrets
     mode = ("Offline", "Online")[seed % 2]
     storage = ("folder", "bucket")[seed // 2 % 2]
-    stages = [stage for stage in Stage if mode == "Offline" or stage is not Stage.GENERATE]
+    absent = {Stage.REGENERATE} | ({Stage.GENERATE} if mode == "Online" else set())
+    stages = [stage for stage in Stage if stage not in absent]
     num_kills = chance.randint(FEWEST_KILLS, MOST_KILLS)
     where = [Stage.TRAIN] * KILLS_IN_TRAIN + chance.choices(stages, k=num_kills - KILLS_IN_TRAIN)
     drawn = [Disturbance(stage, chance.random(), chance.choice(KILLS), chance.random()) for stage in where]

@@ -73,6 +73,9 @@ SECRETS = {
     "data.source.s3.credentialsSecretRef": {
         "data.source": {"s3": {"uri": "s3://corpora/chat", "credentialsSecretRef": {"name": "hf"}}}
     },
+    "data.regenerate.engine.secretRef": {
+        "data.regenerate": {"engine": {"url": "https://llama.example/v1", "secretRef": {"name": "hf"}}}
+    },
     "workspace.s3.credentialsSecretRef": {
         "workspace": {"s3": {"uri": "s3://work/here", "credentialsSecretRef": {"name": "hf"}}}
     },
@@ -127,9 +130,10 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize("block", ["pod", "prepare.pod", "generate.pod", "train.pod", "evaluate.pod"])
+@pytest.mark.parametrize("block", ["pod", "regenerate.pod", "prepare.pod", "generate.pod", "train.pod", "evaluate.pod"])
 def test_a_field_of_a_pod_is_for_who_may_create_pods(server, user, namespace, block, field):
-    asked = changed(OFFLINE, {block: FIELDS[field]})
+    own = {"data.regenerate": {}} if block.startswith("regenerate") else {}
+    asked = changed(OFFLINE, own | {block: FIELDS[field]})
     assert told(user("ada", may_get("hf", "other")).post(trainings.path(namespace), asked)) == (
         f"given spec.{block}.{field}; accepted: none of them from who may not create pods in namespace {namespace}: "
         "leave them out, or ask for that right"

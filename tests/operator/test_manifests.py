@@ -25,7 +25,11 @@ FULL = spec(
         "model": "meta-llama/Llama-3.1-8B-Instruct", "tensorParallel": 2,
         "tokenSecretRef": {"name": "hub", "key": "token"},
     },
-    data={"source": {"s3": {"uri": "s3://corpora/chat", "credentialsSecretRef": {"name": "corpora"}}}},
+    data={
+        "source": {"s3": {"uri": "s3://corpora/chat", "credentialsSecretRef": {"name": "corpora"}}},
+        "regenerate": {"shards": 4, "engine": {"url": "https://llama.example/v1", "secretRef": {"name": "llama"}}},
+    },
+    regenerate={"parallelism": 2},
     workspace={"s3": {"uri": "s3://models/draftyard", "credentialsSecretRef": {"name": "models"}}},
     draft={"initFrom": "s3://drafts/r0", "s3": {"credentialsSecretRef": {"name": "drafts"}}},
     tracking={"reportTo": ["wandb"], "wandb": {"project": "drafts", "secretRef": {"name": "wandb"}}},
@@ -131,10 +135,10 @@ def test_no_text_of_the_spec_reaches_a_shell_and_no_value_of_a_secret_is_known(s
     assert secrets["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
     assert secrets["AWS_ACCESS_KEY_ID"] == {"secretKeyRef": {"name": "models", "key": "AWS_ACCESS_KEY_ID"}}
     assert secrets["AWS_SESSION_TOKEN"]["secretKeyRef"]["optional"] is True
-    assert ("DATA_AWS_ACCESS_KEY_ID" in secrets) is (stage is Stage.PREPARE)
+    assert ("DATA_AWS_ACCESS_KEY_ID" in secrets) is (stage in (Stage.REGENERATE, Stage.PREPARE))
     assert ("DRAFT_AWS_ACCESS_KEY_ID" in secrets) is (stage is Stage.PREPARE)
     assert ("WANDB_API_KEY" in secrets) is (stage in (Stage.TRAIN, Stage.EVALUATE))
-    assert ("ENGINE_API_KEY" in secrets) is (stage is Stage.EVALUATE)
+    assert ("OPENAI_API_KEY" in secrets) is (stage in (Stage.REGENERATE, Stage.EVALUATE))
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=str)
@@ -182,7 +186,8 @@ def test_a_stage_replaces_fields_of_all_stages_as_a_whole():
 
 
 @pytest.mark.parametrize(
-    ("stage", "gpus"), [(Stage.PREPARE, None), (Stage.GENERATE, 2), (Stage.TRAIN, 8), (Stage.EVALUATE, 2)]
+    ("stage", "gpus"),
+    [(Stage.REGENERATE, None), (Stage.PREPARE, None), (Stage.GENERATE, 2), (Stage.TRAIN, 8), (Stage.EVALUATE, 2)],
 )
 def test_gpus_are_counted_where_the_cluster_counts_them(stage, gpus):
     assert container(child_manifest(work(stage)))["resources"].get("limits", {}).get("nvidia.com/gpu") == gpus
@@ -210,8 +215,9 @@ def codes(made: Any, action: str) -> list[int]:
     ]
 
 
-def test_generate_is_an_indexed_job_whose_indexes_fail_alone():
-    made = child_manifest(work(Stage.GENERATE))
+@pytest.mark.parametrize("stage", [Stage.REGENERATE, Stage.GENERATE], ids=str)
+def test_shards_are_made_by_an_indexed_job_whose_indexes_fail_alone(stage):
+    made = child_manifest(work(stage))
     wanted = {
         "completionMode": "Indexed", "completions": 4, "parallelism": 2, "backoffLimitPerIndex": 3,
         "maxFailedIndexes": 0, "podReplacementPolicy": "Failed",
@@ -222,7 +228,7 @@ def test_generate_is_an_indexed_job_whose_indexes_fail_alone():
     assert codes(made, "FailJob") == [64, 65, 66, 70, 71, 73, 77, 78, 79, 82, 83]
     first = made["spec"]["podFailurePolicy"]["rules"][0]
     assert (first["action"], first["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
-    assert container(made)["name"] == "generate"
+    assert container(made)["name"] == stage
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE], ids=str)
@@ -235,9 +241,27 @@ def test_the_others_are_jobs_of_one_pod(stage):
     assert "activeDeadlineSeconds" not in made["spec"]
 
 
-def test_parallelism_is_bounded_by_the_operator():
+@pytest.mark.parametrize("stage", [Stage.REGENERATE, Stage.GENERATE], ids=str)
+def test_parallelism_is_bounded_by_the_operator(stage):
     config = CONFIG.model_copy(update={"max_parallelism": 1})
-    assert child_manifest(work(Stage.GENERATE, config=config))["spec"]["parallelism"] == 1
+    assert child_manifest(work(stage, config=config))["spec"]["parallelism"] == 1
+
+
+def test_of_own_answers_all_shards_are_needed():
+    given = FULL | {"hiddenStates": {"shards": 4, "maxFailedShards": 2}, "regenerate": {"retriesPerShard": 0}}
+    made = child_manifest(work(Stage.REGENERATE, given))["spec"]
+    assert (made["maxFailedIndexes"], made["backoffLimitPerIndex"], made["parallelism"]) == (0, 0, 1)
+
+
+def test_the_target_that_answers_has_a_gpu_and_an_engine_has_a_key():
+    assert "nvidia.com/gpu" not in json.dumps(child_manifest(work(Stage.REGENERATE)))
+    key = next(
+        one for one in container(child_manifest(work(Stage.REGENERATE)))["env"] if one["name"] == "OPENAI_API_KEY"
+    )
+    assert key["valueFrom"]["secretKeyRef"] == {"name": "llama", "key": "OPENAI_API_KEY"}
+    assert "OPENAI_API_KEY" not in json.dumps(child_manifest(work(Stage.PREPARE)))
+    own = FULL | {"data": FULL["data"] | {"regenerate": {}}, "target": {"model": "org/name"}}
+    assert container(child_manifest(work(Stage.REGENERATE, own)))["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 
 # -- PyTorchJobs ------------------------------------------------------------------------------------------------------

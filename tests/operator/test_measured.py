@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from test_faults import end_shards, generating, training, watch
-from world import GATED, NAME, NAMESPACE, OFFLINE, World, badly, reading, spec, well
+from world import GATED, NAME, NAMESPACE, OFFLINE, OWN, World, badly, reading, spec, well
 
 from draftyard_api import crd
 from draftyard_api.names import Stage
@@ -143,9 +143,10 @@ def test_every_field_of_the_status_is_written_by_somebody():
     """A field that nobody writes promises what nobody keeps."""
     schema = crd.definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
     written = set()
-    whole = {"step": 10, "total_steps": 100, "epoch": "0.4", "loss": "1.9", "tokens_per_second": "365"}
+    whole = {"step": 10, "total_steps": 100, "epoch": "0.4", "loss": "1.9", "tokens_per_second": "365",
+             "on_policy": "0.6"}  # fmt: skip
     saved = {"checkpoint_step": 10, "best_step": 5, "resumed_from_step": 10, "estimated_remaining_seconds": 60}
-    for given in (spec(OFFLINE, **GATED), spec()):
+    for given in (spec(OFFLINE, **GATED, **OWN), spec()):
         world = World(given, pytorch_jobs=True).at_stage(Stage.TRAIN)
         world.cluster.readings["*"] = reading(done=10, total=100, **whole, **saved)
         world.settle()

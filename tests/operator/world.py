@@ -8,7 +8,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from draftyard_api.names import Stage
-from draftyard_api.progress import Acceptance, Counts, Prepared, Progress, StageResult, StoredStates, Trained
+from draftyard_api.progress import (
+    Acceptance,
+    Counts,
+    Prepared,
+    Progress,
+    Regenerated,
+    StageResult,
+    StoredStates,
+    Trained,
+)
 from draftyard_api.reasons import Reason
 from draftyard_api.status import ConditionType, DraftTrainingStatus
 from draftyard_api.targets import WELL_KNOWN, TargetShape
@@ -39,6 +48,12 @@ OFFLINE: Json = ONLINE | {
     "workspace": {"pvc": {"claimTemplate": {"size": "4Ti", "accessModes": ["ReadWriteMany"]}}},
     "hiddenStates": {"shards": 4, "parallelism": 2},
 }
+OWN: Json = {
+    "data": ONLINE["data"] | {"regenerate": {"shards": 4}},
+    "regenerate": {"parallelism": 2},
+    "workspace": OFFLINE["workspace"],
+}
+"""Blocks with which the target answers before anything is prepared."""
 GATED = {"evaluate": {"minAcceptanceLength": 2.0}}
 
 
@@ -71,16 +86,30 @@ def prepared(**changes: Any) -> Prepared:
 ACCEPTANCE = Acceptance(length="2.71", per_position=("0.78", "0.55"), draft_tokens=3, prompts=64, source="Simulated")
 
 
+def index_of(pod: Json | None) -> int:
+    """Which shard a pod makes."""
+    return int(pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"]) if pod else 0
+
+
+def regenerated(shard: int = 0, **changes: Any) -> Regenerated:
+    made = Regenerated(
+        key="c1", shard=shard, shards=4, conversations=250, answers=500, unfinished=2, tokens=90000, skipped={},
+        target_commit="0e9e39f249a16976918f6564b8830bc894c89659", tokens_per_second=100.0,
+    )  # fmt: skip
+    return made.model_copy(update=changes)
+
+
 def result(stage: Stage, pod: Json | None = None, **changes: Any) -> StageResult:
     """The result of a stage that ended well."""
     made = StageResult(stage=stage, manifest_sha256="ab12", bytes=1000, seconds=5.0)
     match stage:
+        case Stage.REGENERATE:
+            made = made.model_copy(update={"regenerated": regenerated(index_of(pod))})
         case Stage.PREPARE:
             made = made.model_copy(update={"prepared": prepared()})
         case Stage.GENERATE:
-            index = int(pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"]) if pod else 0
             states = StoredStates(
-                key="k1", shard=index, shards=4, documents=250, tokens=185000, label_rows=102500, bytes=10**9,
+                key="k1", shard=index_of(pod), shards=4, documents=250, tokens=185000, label_rows=102500, bytes=10**9,
                 tokens_per_second=100.0, argmax_agreement="0.994",
             )  # fmt: skip
             made = made.model_copy(update={"hidden_states": states})

@@ -9,7 +9,16 @@ import pytest
 from rich.console import Console
 
 from draftyard_api.names import Stage
-from draftyard_api.progress import Acceptance, Counts, Prepared, Progress, StageResult, StoredStates, Trained
+from draftyard_api.progress import (
+    Acceptance,
+    Counts,
+    Prepared,
+    Progress,
+    Regenerated,
+    StageResult,
+    StoredStates,
+    Trained,
+)
 from draftyard_trainer import display
 
 COUNTS = Counts(
@@ -46,6 +55,12 @@ def test_size(count, text):
         pytest.param(
             StageResult(stage=Stage.PREPARE, prepared=PREPARED),
             "40 documents, 4000 tokens (2500 supervised), 10 rows skipped, coverage 0.984", id="prepare",
+        ),
+        pytest.param(
+            StageResult(stage=Stage.REGENERATE, regenerated=Regenerated(
+                key="k", shard=1, shards=2, conversations=20, answers=41, unfinished=3, tokens=2000, skipped={},
+                target_commit="c")),
+            "shard 2 of 2: 20 conversations, 41 answers of 2000 tokens, 3 cut at their limit", id="regenerate",
         ),
         pytest.param(
             StageResult(stage=Stage.GENERATE, hidden_states=StoredStates(

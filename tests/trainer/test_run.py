@@ -76,6 +76,34 @@ def test_a_run_ends_with_a_published_draft(tmp_path, capsys, family, mode):
     assert all(end["result"]["seconds"] > 0 for end in history)
 
 
+def test_the_target_answers_before_anything_is_prepared(tmp_path, capsys):
+    """Two shards, one after the other; found again by a second run, which trains nothing."""
+    testing.speak_plainly(testing.write_target(tmp_path / "target"))
+    testing.write_conversations(tmp_path / "chat.json", 20)
+    data = {
+        "source": {"file": {"uri": "file://chat.json"}}, "maxLength": 192, "evalFraction": 0.2,
+        "regenerate": {"maxNewTokens": 40, "shards": 2},
+    }  # fmt: skip
+    file, workspace = write_run(tmp_path, "Online", data=data), tmp_path / "workspace"
+    assert local.run(file, workspace, {}) == ExitCode.OK
+    results = [json.loads(path.read_text()) for path in sorted((workspace / "runs" / "tiny").glob(f"*/{RESULT_FILE}"))]
+    assert [result["stage"] for result in results] == ["evaluate", "prepare", "regenerate", "regenerate", "train"]
+    assert sum(result["regenerated"]["answers"] for result in results[2:4]) == 40
+    assert results[1]["prepared"]["counts"]["documents"] == 20
+    assert float(results[4]["trained"]["onPolicy"]) > 0.75
+    assert "only 0." not in capsys.readouterr().err
+    parts = {path: path.stat().st_mtime_ns for path in workspace.glob("conversations/**/*.jsonl")}
+    assert len(parts) == 2
+    assert local.run(file, workspace, {}) == ExitCode.OK
+    assert "already trained draft:" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in parts} == parts
+
+
+def test_data_that_the_target_would_not_have_written_is_told(world, capsys):
+    assert local.run(write_run(world, "Online"), world / "workspace", {}) == ExitCode.OK
+    assert "data.regenerate: {} lets the target answer" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_a_second_run_does_nothing_twice(world, capsys):
     workspace = world / "workspace"
     file = write_run(world)

@@ -33,6 +33,7 @@ def stage_verb(stage: Stage, summary: str) -> Verb:
     return verb
 
 
+regenerate = stage_verb(Stage.REGENERATE, "Let the target answer conversations anew, one shard.")
 prepare = stage_verb(Stage.PREPARE, "Turn conversations into tokens, loss masks and a draft vocabulary.")
 generate = stage_verb(Stage.GENERATE, "Store the target's hidden states, one shard.")
 train = stage_verb(Stage.TRAIN, "Train the draft and export it.")

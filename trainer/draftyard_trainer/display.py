@@ -124,6 +124,12 @@ def stage_table(results: Sequence[StageResult]) -> Table:
 
 def outcome(result: StageResult) -> str:
     """What one stage made, in a few words."""
+    if result.regenerated:
+        own = result.regenerated
+        return (
+            f"shard {own.shard + 1} of {own.shards}: {own.conversations} conversations, {own.answers} answers of "
+            f"{own.tokens} tokens, {own.unfinished} cut at their limit"
+        )
     if result.prepared:
         counts = result.prepared.counts
         return (

@@ -143,7 +143,7 @@ def write_speculators(
     """The second form, in its own folder below. Raises Failure(NOT_CONFORMANT) unless it is the portable draft."""
     below = folder / speculators.FOLDER
     below.mkdir()
-    config = speculators.speculators_config(draft.config, dtype, shell_path(target), target_architectures)
+    config = speculators.speculators_config(draft.config, dtype, serving.location(target), target_architectures)
     (below / CONFIG_FILE).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
     tensors = {speculators.their_name(name): to_export(tensor, dtype) for name, tensor in draft.state_dict().items()}
     save_file(tensors, below / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -10,14 +10,15 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from draftyard_api.exit_codes import ExitCode, Failure
-from draftyard_api.names import export_path, hidden_states_path, prepared_path
+from draftyard_api.names import conversations_path, export_path, hidden_states_path, prepared_path
 from draftyard_api.reasons import Reason
 from draftyard_trainer import inventory
+from draftyard_trainer.data.conversations import Counted
 from draftyard_trainer.data.document import Document
 from draftyard_trainer.data.prepared import PreparedDataset
 from draftyard_trainer.data.tokenizer import load_tokenizer
 from draftyard_trainer.display import size
-from draftyard_trainer.inventory import Cache, Draft, PreparedFolder
+from draftyard_trainer.inventory import Cache, Conversations, Draft, PreparedFolder
 from draftyard_trainer.storage.store import Store
 
 SUPERVISED, NOT_SUPERVISED = "bold green", "dim"
@@ -31,6 +32,7 @@ def inspect(store: Store, console: Console) -> None:
     folders = inventory.prepared_folders(store)
     tokens_of = {folder.manifest.tokens_sha256: prepared_path(folder.name) for folder in folders if folder.manifest}
     blocks = [
+        *map(conversations_block, inventory.conversations(store)),
         *map(prepared_block, folders),
         *(cache_block(cache, tokens_of) for cache in inventory.caches(store)),
         *map(draft_block, inventory.drafts(store)),
@@ -46,6 +48,22 @@ def inspect(store: Store, console: Console) -> None:
 Block = tuple[str, dict[str, str]]
 """A title, and lines of names and values."""
 UNREADABLE = {"state": "cannot be read by this version"}
+
+
+def conversations_block(found: Conversations) -> Block:
+    """The target's own answers."""
+    counts = sum((shard.counts for shard in found.complete), Counted())
+    skipped = ", ".join(f"{count} {reason}" for reason, count in counts.skipped.items())
+    return conversations_path(found.key, found.num_shards), {
+        "shards": f"{len(found.complete)} of {found.num_shards} complete",
+        "conversations": f"{counts.conversations} from {counts.rows} rows",
+        "skipped": skipped or "none",
+        "answers": (
+            f"{counts.answers} of {counts.tokens} tokens, {counts.unfinished} cut at their limit, {counts.respelled} "
+            "with other tokens when their text is read again"
+        ),
+        "bytes": size(sum(shard.bytes for shard in found.complete)),
+    }
 
 
 def prepared_block(folder: PreparedFolder) -> Block:

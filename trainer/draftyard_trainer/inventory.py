@@ -1,4 +1,4 @@
-"""What lies in a workspace: prepared documents, stored hidden states, drafts. Only manifests are read."""
+"""What lies in a workspace: own answers, prepared documents, hidden states, drafts. Only manifests are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from functools import partial
 
 from pydantic import ValidationError
 
-from draftyard_api.names import MANIFEST, PUBLISHED, export_path, hidden_states_path, shard_path
+from draftyard_api.names import (
+    MANIFEST,
+    PUBLISHED,
+    conversation_shard_path,
+    export_path,
+    hidden_states_path,
+    shard_path,
+)
+from draftyard_trainer.data.conversations import ConversationManifest, ConversationShard
 from draftyard_trainer.data.manifest import PreparedManifest
 from draftyard_trainer.data.prepared import read_manifest
 from draftyard_trainer.draft.header import read_entries
@@ -21,7 +29,23 @@ from draftyard_trainer.hidden_states.key import TARGET_FILE, USERS, StatesKey, r
 from draftyard_trainer.hidden_states.shard import Shard, ShardManifest
 from draftyard_trainer.storage.store import Store
 
+ANSWERS = re.compile(r"^conversations/([^/]+)/s(\d{1,4})/")
 CACHE = re.compile(r"^hidden-states/([^/]+)/s(\d{1,5})/")
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """`conversations/<key>/s<S>`."""
+
+    key: str
+    num_shards: int
+    shards: tuple[ConversationManifest | None, ...]
+    """By number; None where a shard is not complete."""
+
+    @property
+    def complete(self) -> list[ConversationManifest]:
+        """Manifests of complete shards."""
+        return [shard for shard in self.shards if shard is not None]
 
 
 @dataclass(frozen=True)
@@ -67,6 +91,19 @@ class Draft:
     manifest: Manifest | None
     """None when it cannot be read."""
     is_published: bool
+
+
+def conversations(store: Store) -> list[Conversations]:
+    """All of them, by key and number of shards."""
+    names = set(store.list("conversations"))
+    found = sorted({(match[1], int(match[2])) for name in names if (match := ANSWERS.match(name))})
+    made = []
+    for key, num_shards in found:
+        paths = (conversation_shard_path(key, num_shards, number) for number in range(num_shards))
+        # in a bucket every question is a request
+        shards = [ConversationShard(store, path) if f"{path}/{MANIFEST}" in names else None for path in paths]
+        made.append(Conversations(key, num_shards, tuple(shard and shard.manifest() for shard in shards)))
+    return made
 
 
 def prepared_folders(store: Store) -> list[PreparedFolder]:

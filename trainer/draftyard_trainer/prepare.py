@@ -21,6 +21,7 @@ from draftyard_trainer import order, process, warm_start
 from draftyard_trainer.data.admission import check_split, is_already_trained, resolve_aux_layers
 from draftyard_trainer.data.building import Recipe, build_documents, require_known_ids
 from draftyard_trainer.data.built_in import known_format
+from draftyard_trainer.data.conversations import ConversationRows
 from draftyard_trainer.data.document import Ids
 from draftyard_trainer.data.manifest import DataKey, PreparedManifest
 from draftyard_trainer.data.prepared import PreparedDataset, PreparedWriter, sealed
@@ -63,7 +64,8 @@ def prepare(task: PrepareTask, reporter: Reporter) -> StageResult:
     """
     store = open_store(task.workspace, task.workspace_s3)
     # from cheap to dear: what is wrong with the task is said before anything is downloaded or hashed
-    source = open_rows(task.data.source)
+    own = ConversationRows.open(store, task.conversations) if task.conversations else None
+    source: RowSource = own or open_rows(task.data.source)
     # said here, before a GPU is used
     if task.mode == "Online":
         require_one_gpu(task.target, "with mode Online")
@@ -78,8 +80,10 @@ def prepare(task: PrepareTask, reporter: Reporter) -> StageResult:
     wanted_layers = task.draft.aux_layers or (initial.config.aux_layers if initial else None)
     aux_layers = resolve_aux_layers(wanted_layers, int(target.config["num_hidden_layers"]), task.target.model)
     data_sha256 = source.sha256()
+    # of own answers what decided them: said again on another machine, a word in a million may be another
+    decided_by = own.key_sha256 if own else data_sha256
     initial_sha256 = initial.sha256 if initial else None
-    fingerprint = plan.fingerprint(task.frozen_sha256, target.identity, data_sha256, aux_layers, initial_sha256)
+    fingerprint = plan.fingerprint(task.frozen_sha256, target.identity, decided_by, aux_layers, initial_sha256)
     # decided before tokenising, on a CPU: a re-created object costs minutes, no GPU
     already_trained = is_already_trained(store, task, fingerprint)
     inputs = read_inputs(task, target, source, data_sha256, initial)

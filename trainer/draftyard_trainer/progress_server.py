@@ -38,6 +38,7 @@ GAUGES = {
     "resumed_from_step": "Checkpoint that this process went on from.",
     "checkpoint_step": "Newest checkpoint.",
     "best_step": "Checkpoint with the highest acceptance length.",
+    "on_policy": "Share of the tokens that the target itself would have said (train).",
     "acceptance": "Last acceptance length: simulated in train, measured in evaluate.",
     "tokens_per_second": "Rate since the stage started.",
     "estimated_remaining_seconds": "Time left at that rate.",

@@ -25,10 +25,10 @@ from draftyard_api import document, estimate, names, plan, preview, storage_uri
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import Stage
 from draftyard_api.plan import Place, RunIdentity
-from draftyard_api.progress import Prepared, StageResult
+from draftyard_api.progress import LOW_ON_POLICY, Prepared, StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import DraftTrainingSpec
-from draftyard_api.task import BaseTask, StoredStatesRef
+from draftyard_api.task import BaseTask, ConversationsRef, StoredStatesRef
 from draftyard_trainer import display
 from draftyard_trainer.history import record_end
 from draftyard_trainer.reporting import interrupted, read_progress
@@ -175,7 +175,9 @@ def exclusive(local: LocalRun) -> Iterator[None]:
 def run_stages(local: LocalRun) -> None:
     """Every stage in turn, each told what the ones before it found."""
     identity, spec, place = local.identity, local.spec, local.place
-    prepared = execute(local, "prepare", plan.prepare_task(identity, spec, place)).prepared
+    conversations = regenerated(local) if Stage.REGENERATE in plan.stages(spec) else None
+    task = plan.prepare_task(identity, spec, place, conversations=conversations)
+    prepared = execute(local, "prepare", task).prepared
     assert prepared is not None
     if prepared.already_trained:
         return
@@ -184,13 +186,35 @@ def run_stages(local: LocalRun) -> None:
     if Stage.GENERATE in plan.stages(spec):
         shards = plan.default_shards(spec, prepared)
         for shard in range(shards):
-            task = plan.generate_task(identity, spec, place, prepared, shard)
-            stored = execute(local, f"generate-{shard:05d}", task).hidden_states
+            capture = plan.generate_task(identity, spec, place, prepared, shard)
+            stored = execute(local, f"generate-{shard:05d}", capture).hidden_states
             assert stored is not None
             states = StoredStatesRef(key=stored.key, shards=tuple(range(shards)), num_shards=shards)
-    execute(local, "train", plan.train_task(identity, spec, place, prepared, states))
+    trained = execute(local, "train", plan.train_task(identity, spec, place, prepared, states)).trained
+    if trained is not None and spec.data.regenerate is None and float(trained.on_policy or 1) < LOW_ON_POLICY:
+        local.console.print(off_policy(trained.on_policy or ""), style="yellow", highlight=False, soft_wrap=True)
     if Stage.EVALUATE in plan.stages(spec):
         execute(local, "evaluate", plan.evaluate_task(identity, spec, place, prepared, states))
+
+
+def regenerated(local: LocalRun) -> ConversationsRef:
+    """Every shard of the target's own answers, one after the other."""
+    shards = plan.default_conversation_shards(local.spec)
+    keys = []
+    for shard in range(shards):
+        task = plan.regenerate_task(local.identity, local.spec, local.place, shards, shard)
+        made = execute(local, f"regenerate-{shard:05d}", task).regenerated
+        assert made is not None
+        keys.append(made.key)
+    return ConversationsRef(key=keys[0], num_shards=shards)
+
+
+def off_policy(share: str) -> str:
+    """What a person should know whose data the target would not have written."""
+    return (
+        f"only {share} of the tokens are what the target itself would have said ({LOW_ON_POLICY} or more is usual): "
+        "the draft learns somebody else's text; data.regenerate: {} lets the target answer"
+    )
 
 
 def require_room(local: LocalRun, prepared: Prepared) -> None:

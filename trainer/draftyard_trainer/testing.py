@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from string import ascii_uppercase, digits
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -88,6 +90,22 @@ def write_target(folder: Path, family: str = "llama", seed: int = 0, **overrides
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     write_tokenizer(folder)
+    return folder
+
+
+def speak_plainly(folder: Path) -> Path:
+    """Make a target say nothing but capital letters, digits and its stop token: text that has one spelling in tokens.
+
+    They are in no word that the tokenizer was trained on, so none of them is a part of a longer token.
+    """
+    weights = load_file(folder / "model.safetensors")
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    plain = {number for token, number in vocabulary.items() if len(token) == 1 and token in ascii_uppercase + digits}
+    stop, head = vocabulary[SPECIAL_TOKENS[2]], weights["lm_head.weight"]
+    head[[number for number in range(len(head)) if number not in plain | {stop}]] = 0.0
+    # so that some answers end, and some are cut
+    head[stop] *= 1.6
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

@@ -291,6 +291,7 @@ class Run:
             done=self.state.step, step=self.state.step, total_steps=self.state.total_steps, loss=loss,
             epoch=f"{step.epochs_done:.2f}", tokens_per_second=f"{rate:.0f}", skipped_steps=optimizer.skipped,
             loss_spikes=self.saver.journal.spikes if self.saver else None, **self._saved(),
+            on_policy=f"{report.sums.on_policy_share():.4f}",
         )  # fmt: skip
 
     def _save(self, scores: bool) -> None:
@@ -328,9 +329,15 @@ class Run:
             prompts=best.documents,
             source="Simulated",
         )
-        trained = Trained(steps=self.state.step, best_step=best.step, loss=self.state.last_loss, acceptance=acceptance)
         # Of the curve, which a run that was killed behind its last step still has.
         on_policy = self.saver.journal.last("onPolicy")
+        trained = Trained(
+            steps=self.state.step,
+            best_step=best.step,
+            loss=self.state.last_loss,
+            acceptance=acceptance,
+            on_policy=on_policy or None,
+        )
         outcome = exporting.Outcome(
             self.task,
             self.dataset,

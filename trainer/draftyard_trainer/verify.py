@@ -6,6 +6,7 @@ A reader checks what it reads; this checks all of it, before a training of days 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
@@ -16,8 +17,16 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from draftyard_api.exit_codes import ExitCode, Failure
-from draftyard_api.names import MANIFEST, export_path, hidden_states_path, prepared_path, shard_path
+from draftyard_api.names import (
+    MANIFEST,
+    conversation_shard_path,
+    export_path,
+    hidden_states_path,
+    prepared_path,
+    shard_path,
+)
 from draftyard_trainer import inventory, warm_start
+from draftyard_trainer.data.conversations import ConversationShard
 from draftyard_trainer.data.prepared import PreparedDataset
 from draftyard_trainer.draft.manifest import FileRecord
 from draftyard_trainer.hidden_states import calibration
@@ -27,7 +36,7 @@ from draftyard_trainer.hidden_states.opening import is_index_of, read_index
 from draftyard_trainer.hidden_states.probe import read_probe
 from draftyard_trainer.hidden_states.record import aligned
 from draftyard_trainer.hidden_states.shard import INDEX, Shard, ShardManifest, StoredPart, is_intact
-from draftyard_trainer.inventory import Cache, Draft, PreparedFolder
+from draftyard_trainer.inventory import Cache, Conversations, Draft, PreparedFolder
 from draftyard_trainer.storage.sealed import check_tensors
 from draftyard_trainer.storage.store import Store
 
@@ -52,7 +61,9 @@ def verify(store: Store, console: Console, takes_back: bool = False) -> int:
     With `takes_back` broken parts and shards are marked as not made, so that the next run makes exactly those again.
     """
     folders, caches, drafts = inventory.prepared_folders(store), inventory.caches(store), inventory.drafts(store)
-    total = sum(folder.manifest.bytes for folder in folders if folder.manifest)
+    own = inventory.conversations(store)
+    total = sum(shard.bytes for found in own for shard in found.complete)
+    total += sum(folder.manifest.bytes for folder in folders if folder.manifest)
     total += sum(shard.bytes for cache in caches for shard in cache.complete)
     shared = (f"{hidden_states_path(cache.key, cache.num_shards)}/{file}" for cache in caches for file in SHARED)
     total += sum(store.size(name) or 0 for name in shared)
@@ -61,7 +72,7 @@ def verify(store: Store, console: Console, takes_back: bool = False) -> int:
     columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("verifying", total=total)
-        for each in check_all(store, folders, caches, drafts):
+        for each in itertools.chain(check_answers(store, own), check_all(store, folders, caches, drafts)):
             if isinstance(each, int):
                 bar.advance(task, each)
                 continue
@@ -94,6 +105,20 @@ def check_all(
         yield from check_cache(store, cache)
     for draft in drafts:
         yield from check_draft(store, draft)
+
+
+def check_answers(store: Store, own: list[Conversations]) -> Iterator[Finding | int]:
+    """Every part of the target's own answers."""
+    for found in own:
+        for number, manifest in enumerate(found.shards):
+            shard = ConversationShard(store, conversation_shard_path(found.key, found.num_shards, number))
+            if manifest is None and store.exists(f"{shard.folder}/{MANIFEST}"):
+                yield Finding(f"{shard.folder}/{MANIFEST}", "is broken, or of another version", shard.distrust)
+            for part in manifest.parts if manifest else ():
+                if shard.content(part) is None:
+                    what = "is missing, or does not have the bytes that were written"
+                    yield Finding(f"{shard.folder}/{part.file}", what, partial(shard.distrust, part))
+                yield part.bytes
 
 
 def check_prepared(store: Store, folder: PreparedFolder) -> Iterator[Finding | int]:

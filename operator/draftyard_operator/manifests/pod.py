@@ -14,8 +14,14 @@ from draftyard_operator.failure import PERMANENT
 from draftyard_operator.manifests import storage
 from draftyard_operator.manifests.work import Manifest, Work
 
-GRACE_SECONDS = {Stage.PREPARE: 60, Stage.GENERATE: 120, Stage.TRAIN: 300, Stage.EVALUATE: 60}
-"""Between SIGTERM and SIGKILL: a part of a shard, or a step and a checkpoint, must fit."""
+GRACE_SECONDS = {
+    Stage.REGENERATE: 60,
+    Stage.PREPARE: 60,
+    Stage.GENERATE: 120,
+    Stage.TRAIN: 300,
+    Stage.EVALUATE: 60,
+}
+"""Between SIGTERM and SIGKILL: a part of a shard of states, or a step and a checkpoint, must fit."""
 SPARE_SECONDS = 20
 """What PID 1 has after torchrun has given its workers up."""
 PASSED_ON = (

@@ -12,6 +12,8 @@ from draftyard_operator.tasks import claim_mount, render, task
 WORKSPACE = "workspace"
 SCRATCH = "/scratch"
 TASK = "task"
+READ_DATA = (Stage.REGENERATE, Stage.PREPARE)
+"""Stages that read data.source."""
 RETAINED_NOTES = {
     "argocd.argoproj.io/compare-options": "IgnoreExtraneous",
     "argocd.argoproj.io/sync-options": "Prune=false",
@@ -111,9 +113,13 @@ def environment(work: Work) -> list[Manifest]:
     made += secret("HF_TOKEN", spec.target.token_secret_ref)
     made += credentials("workspace", spec.workspace.s3)
     made += credentials("target", spec.target.s3)
-    if work.stage is Stage.PREPARE:
+    if work.stage in READ_DATA:
         made += credentials("data", spec.data.source.s3)
+    if work.stage is Stage.PREPARE:
         made += credentials("draft", spec.draft.s3)
+    if work.stage is Stage.REGENERATE:
+        own = spec.data.regenerate
+        made += secret(names.ENV_ENGINE_KEY, own.engine.secret_ref if own and own.engine else None)
     if work.stage is Stage.EVALUATE and spec.evaluate is not None and spec.evaluate.engine is not None:
         made += secret(names.ENV_ENGINE_KEY, spec.evaluate.engine.secret_ref)
     if work.stage in (Stage.TRAIN, Stage.EVALUATE):

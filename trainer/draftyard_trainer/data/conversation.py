@@ -36,6 +36,8 @@ ACCEPTED = (
 
 CARRIED = ("name", "tool_call_id", "reasoning_content", "thinking")
 """Further keys of a message that chat templates read; they are passed on as they are."""
+UNFINISHED = "unfinished"
+"""Key of an answer that was cut at a limit."""
 
 
 class SkipReason(StrEnum):
@@ -49,6 +51,9 @@ class SkipReason(StrEnum):
     UNKNOWN_ROLE = "unknownRole"
     NO_ASSISTANT = "noAssistant"
     TEMPLATE_ERROR = "templateError"
+    RENDERED = "rendered"
+    TOO_LONG = "tooLong"
+    NOT_FINITE = "notFinite"
     NO_LOSS = "noLoss"
 
 
@@ -68,6 +73,8 @@ class Message:
     content: str
     tool_calls: tuple[Any, ...] = ()
     carried: tuple[tuple[str, Any], ...] = ()
+    is_unfinished: bool = False
+    """An answer that was cut at a limit: its end is not what anybody said, and is not learned."""
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates expect it; an absent key is safer than a None or an empty list."""
@@ -165,7 +172,8 @@ def read_message(turn: object) -> Message:
         raise UnusableRowError(SkipReason.UNKNOWN_ROLE)
     carried = tuple((key, turn[key]) for key in CARRIED if turn.get(key) is not None)
     content = read_text(turn.get("content", turn.get("value")))
-    return Message(role, content, read_tool_calls(turn.get("tool_calls")), carried)
+    is_unfinished = turn.get(UNFINISHED) is True
+    return Message(role, content, read_tool_calls(turn.get("tool_calls")), carried, is_unfinished)
 
 
 def well_ordered(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -58,6 +58,8 @@ class Span:
 
     start: int
     end: int
+    is_unfinished: bool = False
+    """Of an answer that was cut: the stop token behind it was not said."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,20 @@ class ChatTemplate:
         # no template has a part in it: headers are all there is to go by
         if conversation.text is not None:
             return self._between_headers(conversation.text)
+        return marked(self._located(conversation), conversation, conversation.assistant_turns())
+
+    def _located(self, conversation: Conversation) -> Rendered:
+        """The text of messages with their answers. Raises RenderError."""
         if self.known is not None:
             return self._between_headers(self._text(conversation), len(conversation.assistant_turns()))
         # first the template's own word, then what can be observed of it
         if GENERATION_TAG.search(self._source(conversation)):
             return self._by_tags(conversation)
         return self._by_difference(conversation, conversation.assistant_turns())
+
+    def prompt(self, conversation: Conversation) -> str:
+        """What the target reads before it says the next message. Raises RenderError."""
+        return self._text(conversation, add_generation_prompt=True)
 
     def render_turns(self, conversation: Conversation) -> list[Rendered]:
         """One text for each answer, as it was when that was generated: with no later text, and earlier thinking gone.
@@ -115,9 +125,11 @@ class ChatTemplate:
     def _last_turn(self, conversation: Conversation, turn: int) -> Rendered:
         """The text up to and with message `turn`, of which only that message is located."""
         if self.known is not None or GENERATION_TAG.search(self._source(conversation)):
-            whole = self.render(conversation)
-            return replace(whole, spans=whole.spans[-1:], turns=1, not_located=0 if whole.spans else 1)
-        return self._by_difference(conversation, [turn])
+            whole = self._located(conversation)
+            last = replace(whole, spans=whole.spans[-1:], turns=1, not_located=0 if whole.spans else 1)
+        else:
+            last = self._by_difference(conversation, [turn])
+        return marked(last, conversation, [turn])
 
     def _source(self, conversation: Conversation) -> str:
         """The jinja source for this conversation: some tokenizers have another one for tools. Raises RenderError."""
@@ -325,6 +337,17 @@ class ChatTemplate:
             header = text.find(known.assistant_header, end)
         turns = len(spans) if turns is None else turns
         return Rendered(text, tuple(spans), MaskSource.HEADERS, turns, max(0, turns - len(spans)))
+
+
+def marked(rendered: Rendered, conversation: Conversation, turns: Sequence[int]) -> Rendered:
+    """With the spans of unfinished answers marked; all of them, where nobody says which span is whose."""
+    unfinished = [conversation.messages[turn].is_unfinished for turn in turns]
+    if not any(unfinished):
+        return rendered
+    if len(rendered.spans) != len(turns):
+        unfinished = [True] * len(rendered.spans)
+    pairs = zip(rendered.spans, unfinished, strict=True)
+    return replace(rendered, spans=tuple(replace(span, is_unfinished=cut) for span, cut in pairs))
 
 
 def messages_of(conversation: Conversation) -> list[dict[str, Any]]:

@@ -105,7 +105,11 @@ def supervise(pieces: Pieces, spans: Sequence[Span], rules: TokenRules) -> Token
     """Find the tokens of each span, end them at their stop token, and cut what no loss can reach."""
     ranges = [token_range(pieces, span) for span in spans]
     stops = np.flatnonzero(np.isin(pieces.ids, list(rules.stop_ids)))
-    ended = [with_stop(pieces, place, stops) for place in ranges]
+    ended = [
+        # cut at a limit: the template has closed it, and nobody has said that
+        without_last_stop(pieces, place, stops) if span.is_unfinished else with_stop(pieces, place, stops)
+        for place, span in zip(ranges, spans, strict=True)
+    ]
     without_stop = sum(end == 0 or int(pieces.ids[end - 1]) not in rules.stop_ids for _, end in ended)
     # clipping after the stop token was found: a cut turn must not look like one without an end
     kept = merged([(start, min(end, rules.max_length)) for start, end in ended])
@@ -146,6 +150,14 @@ def with_stop(pieces: Pieces, place: tuple[int, int], stops: Ids) -> tuple[int, 
     first = int(stops[following])
     ends_it = first <= end or (first == end + 1 and pieces.is_space(end))
     return (start, first + 1) if ends_it else place
+
+
+def without_last_stop(pieces: Pieces, place: tuple[int, int], stops: Ids) -> tuple[int, int]:
+    """Cut a range before the stop token that would end it, if that lies inside."""
+    start, end = place
+    ended_at = with_stop(pieces, place, stops)[1] - 1
+    has_stop = start <= ended_at < end and ended_at in stops
+    return (start, ended_at) if has_stop else place
 
 
 def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

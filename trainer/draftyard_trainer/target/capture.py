@@ -21,6 +21,7 @@ from draftyard_trainer.target.anatomy import Decoder, find_decoder, require_laye
 from draftyard_trainer.target.decoding import CachedText, decode, draw
 from draftyard_trainer.target.head import TargetHead
 from draftyard_trainer.target.location import TargetFiles, unsupported
+from draftyard_trainer.target.sampling import Choice
 from draftyard_trainer.target.tensor_parallel import ALONE, Order, Ranks, whole
 
 # B documents of a batch, T its longest, N tokens of it without padding, r label rows, A captured layers, H width
@@ -216,7 +217,8 @@ class CapturedTarget:
                 self._decoder.backbone(**inputs, use_cache=True)
             return choose(places, step, seen.last[:, -1])
 
-        return decode(next_tokens, self._model.config, prompts, max_new_tokens, stop_ids, self.device)
+        limits = [max_new_tokens] * len(prompts)
+        return decode(next_tokens, self._model.config, prompts, limits, stop_ids, self.device)
 
     def cached_text(self) -> CachedText:
         """An empty text to read, every token followed by the choice of the most likely next one, as in a server."""
@@ -227,6 +229,29 @@ class CapturedTarget:
             self.head.tok_lse(seen.last[0])
 
         return CachedText(backbone, self._model.config, self.device)
+
+    @torch.no_grad()
+    def say(
+        self,
+        prompts: Sequence[Ids],
+        limits: Sequence[int],
+        stop_ids: Sequence[int],
+        choice: Choice,
+        look: Callable[[], None],
+    ) -> list[Ids]:
+        """The target's reply to each prompt, its stop token included, at most as long as its limit.
+
+        All prompts run as one batch; `look` is called before every token, and may end it. A reply whose last token is
+        negative has met logits that are not finite. Raises ValueError for an empty prompt.
+        """
+
+        def next_tokens(places: Sequence[int], step: int, inputs: dict[str, Any]) -> Tensor:
+            look()
+            with self._watching((), self._decoder.norm) as seen:
+                self._decoder.backbone(**inputs, use_cache=True)
+            return choice.choose(self.head.logits(seen.last[:, -1]), places, step)
+
+        return decode(next_tokens, self._model.config, prompts, limits, stop_ids, self.device)
 
     @contextmanager
     def _watching(self, blocks: Sequence[nn.Module], norm: nn.Module) -> Iterator[Seen]:

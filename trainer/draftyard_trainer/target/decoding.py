@@ -27,13 +27,13 @@ def decode(
     next_tokens: NextTokens,
     config: Any,
     prompts: Sequence[Ids],
-    max_new_tokens: int,
+    limits: Sequence[int],
     stop_ids: Sequence[int],
     device: torch.device,
 ) -> list[Ids]:
-    """Replies up to and with the first of `stop_ids`, or `max_new_tokens` long.
+    """Replies up to and with the first of `stop_ids`, or as long as their limits, which are 1 or more.
 
-    Prompts are padded on the left, where a mask hides the padding. Raises ValueError for an empty prompt.
+    A negative token ends a reply too. Prompts are padded on the left, where a mask hides the padding. Raises ValueError for an empty prompt.
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("given an empty prompt; accepted: at least one token to answer to")
@@ -42,16 +42,16 @@ def decode(
     places = list(range(len(prompts)))
     ids_BT, mask_BT = pad_left(prompts, device)
     cache = DynamicCache(config=config)
-    for step in range(max_new_tokens if prompts else 0):
+    for step in range(max(limits, default=0)):
         positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
         inputs = {
             "input_ids": ids_BT, "attention_mask": mask_BT, "position_ids": positions_BT, "past_key_values": cache,
         }  # fmt: skip
         chosen_B = next_tokens(places, step, inputs).to(torch.int64)
         for place, token in zip(places, chosen_B.tolist(), strict=True):
-            if not (replies[place] and replies[place][-1] in stops):
+            if not is_over(replies[place], limits[place], stops):
                 replies[place].append(token)
-        running = [row for row, place in enumerate(places) if replies[place][-1] not in stops]
+        running = [row for row, place in enumerate(places) if not is_over(replies[place], limits[place], stops)]
         if not running:
             break
         if len(running) <= KEEP_SHARE * len(places):
@@ -59,9 +59,15 @@ def decode(
             cache.batch_select_indices(rows)
             chosen_B, mask_BT = chosen_B[rows], mask_BT[rows]
             places = [places[row] for row in running]
-        ids_BT = chosen_B[:, None]
+        # what is over is computed along for a while, and nobody looks at it
+        ids_BT = chosen_B.clamp(min=0)[:, None]
         mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=-1)
     return [np.array(reply, dtype=np.int64) for reply in replies]
+
+
+def is_over(reply: Sequence[int], limit: int, stops: frozenset[int]) -> bool:
+    """Whether nothing more is said."""
+    return len(reply) >= limit or (bool(reply) and (reply[-1] in stops or reply[-1] < 0))
 
 
 def pad_left(prompts: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
