@@ -109,10 +109,6 @@ class ChatTemplate:
             return self._by_tags(conversation)
         return self._by_difference(conversation, conversation.assistant_turns())
 
-    def prompt(self, conversation: Conversation) -> str:
-        """What the target reads before it says the next message. Raises RenderError."""
-        return self._text(conversation, add_generation_prompt=True)
-
     def render_turns(self, conversation: Conversation) -> list[Rendered]:
         """One text for each answer, as it was when that was generated: with no later text, and earlier thinking gone.
 

@@ -33,7 +33,8 @@ def decode(
 ) -> list[Ids]:
     """Replies up to and with the first of `stop_ids`, or as long as their limits, which are 1 or more.
 
-    A negative token ends a reply too. Prompts are padded on the left, where a mask hides the padding. Raises ValueError for an empty prompt.
+    A negative token ends a reply too. Prompts are padded on the left, where a mask hides the padding. Raises ValueError
+    for an empty prompt.
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("given an empty prompt; accepted: at least one token to answer to")
