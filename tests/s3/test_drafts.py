@@ -82,6 +82,7 @@ def test_a_run_starts_from_a_draft_in_a_bucket(
     bucket: Bucket, access: S3Access, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     testing.write_target(tmp_path / "target")
     testing.write_conversations(tmp_path / "chat.json")
     s3 = {"endpoint": access.endpoint}
