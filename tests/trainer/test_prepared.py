@@ -253,6 +253,7 @@ def test_a_failed_writer_leaves_nothing(store: LocalStore) -> None:
         ("split_turns", True),
         ("vocab_size", 9),
         ("target_vocab_size", 51),
+        ("initial_draft", "3" * 64),
     ],
 )
 def test_everything_that_decides_the_documents_is_in_their_name(field: str, value: object) -> None:
