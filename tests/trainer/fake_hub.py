@@ -40,6 +40,7 @@ class FakeHub:
     requests: list[str] = field(default_factory=list)
     readme_errors: list[str] = field(default_factory=list)
     is_broken: bool = False
+    refuses_uploads: bool = False
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -97,6 +98,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         body = self.body()
         self.begin()
+        if self.hub.refuses_uploads:
+            self.error(403, "")
+            return
         self.hub.stored[self.path.rpartition("/")[2]] = body
         self.answer(200, b"")
 

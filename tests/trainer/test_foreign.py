@@ -126,7 +126,10 @@ def renamed(variant: Variant) -> None:
 
 
 def without(name: str) -> Callable[[Variant], None]:
-    return lambda variant: variant.tensors.pop(name) and None
+    def remove(variant: Variant) -> None:
+        del variant.tensors[name]
+
+    return remove
 
 
 def with_config(**changes: Any) -> Callable[[Variant], None]:

@@ -53,7 +53,8 @@ class HubRepository:
         try:
             self._api.create_repo(self.name, private=private, exist_ok=True)
             return str(self._api.create_commit(self.name, operations, commit_message=message).commit_url)
-        except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        except (errors.HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+            # its client wraps whatever stops an upload
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> Failure:
