@@ -60,7 +60,7 @@ def test_each_reply_ends_at_its_own_limit_at_a_stop_or_where_there_is_no_token()
     """A model that counts: row r says r * 10 + step."""
     seen = []
 
-    def next_tokens(places, step, **inputs):
+    def next_tokens(places, step, inputs):
         seen.append(list(places))
         assert inputs["input_ids"].min() >= 0
         said = torch.tensor([place * 10 + step for place in places])
