@@ -102,7 +102,7 @@ def conversations(store: Store) -> list[Conversations]:
         paths = (conversation_shard_path(key, num_shards, number) for number in range(num_shards))
         # in a bucket every question is a request
         shards = [ConversationShard(store, path) if f"{path}/{MANIFEST}" in names else None for path in paths]
-        made.append(Conversations(key, num_shards, tuple(shard and shard.manifest() for shard in shards)))
+        made.append(Conversations(key, num_shards, tuple(shard.manifest() if shard else None for shard in shards)))
     return made
 
 

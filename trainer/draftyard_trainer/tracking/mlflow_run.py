@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pydantic import JsonValue
@@ -13,6 +14,9 @@ from draftyard_trainer.tracking.points import STEP, Point
 from draftyard_trainer.tracking.quiet import CREDENTIALS
 from draftyard_trainer.tracking.tracked_run import TrackedRun
 from draftyard_trainer.tracking.tracker import Destination, Session
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
 
 ID_TAG = "draftyard.id"
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
@@ -73,7 +77,7 @@ class MlflowRun:
 
     def send(self, points: Sequence[Point]) -> None:
         """Whole points in every request, so that a server that has a row's step has the row."""
-        batch: list[object] = []
+        batch: list[Metric] = []
         for point in points:
             time = int(point.time * 1000)
             made = [self._metric(name, value, time, point.step) for name, value in point.values.items()]

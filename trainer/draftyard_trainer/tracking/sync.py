@@ -12,10 +12,10 @@ from draftyard_api.reasons import Reason
 from draftyard_api.schema import Tracker
 from draftyard_trainer.storage.store import Store
 from draftyard_trainer.tracking.following import Followers, Place
+from draftyard_trainer.tracking.points import Position
 from draftyard_trainer.tracking.tracked_run import (
     RUN_FILE,
     Cursor,
-    Position,
     TrackedRun,
     files_path,
     read_cursor,
@@ -34,8 +34,8 @@ def sync(store: Store, name: str, wanted: Sequence[Tracker], console: Console) -
     """
     run = read_run(store, name)
     if run is None or not store.exists(f"{train_path(name)}/{METRICS}"):
-        there = ", ".join(sorted(tracked(store))) or "none"
-        message = f"--run: given {name}, which has no {METRICS} or no tracking/{RUN_FILE}; accepted: {there}"
+        known = ", ".join(sorted(tracked(store))) or "none"
+        message = f"--run: given {name}, which has no {METRICS} or no tracking/{RUN_FILE}; accepted: {known}"
         raise Failure(ExitCode.STALE_INPUT, Reason.STALE_INPUT, message)
     trackers = tuple(wanted) or run.tracking.report_to
     if not trackers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Literal, cast
 
 from draftyard_api.spec import Tracking, Wandb
 from draftyard_trainer.tracking.points import STEP, Kind, Point
@@ -17,10 +18,13 @@ DEFAULT = Wandb(project="draftyard")
 """For `draftyard track sync --to wandb` of a run whose spec names no project."""
 
 
-def mode() -> str:
-    """What the library's own variable says."""
+Mode = Literal["online", "offline", "disabled", "shared"]
+
+
+def mode() -> Mode:
+    """What the library's own variable says; another value is the library's to refuse."""
     given = os.environ.get("WANDB_MODE", "online")
-    return "offline" if given == "dryrun" else given
+    return "offline" if given == "dryrun" else cast("Mode", given)
 
 
 def destination(tracking: Tracking) -> Destination:
