@@ -91,6 +91,21 @@ def prepare(work: Work) -> None:
     quality_draft.write_inputs(work.folder, work.load(), work.data / on_policy.STATES, work.recipe, work.seeds)
 
 
+def require(engine: Path) -> None:
+    """What is served in the end must be there in the beginning. Raises SystemExit."""
+    for python, target in {
+        engine: "make -C tests/serve venv",
+        **{peer_python(peer): f"make -C bench .venv-bench-{peer}/installed" for peer in PEERS},
+    }.items():
+        if not python.exists():
+            raise SystemExit(f"{python}: not there; `{target}` makes it")
+
+
+def peer_python(trainer: str) -> Path:
+    """A peer's own environment."""
+    return HERE / f".venv-bench-{trainer}/bin/python"
+
+
 def environment() -> dict[str, str]:
     """The same for all trainings: as our own supervisor sets it, one thread each. Nothing is compiled on a CPU."""
     return {**worker_environment(Stage.TRAIN), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
@@ -98,8 +113,7 @@ def environment() -> dict[str, str]:
 
 def train_by_peer(work: Work, trainer: str, seed: int) -> Result:
     """A peer's training, in its own environment."""
-    command = [HERE / f".venv-bench-{trainer}/bin/python", "-W", "ignore", HERE / "peer_training.py", trainer,
-               work.folder, str(seed)]  # fmt: skip
+    command = [peer_python(trainer), "-W", "ignore", HERE / "peer_training.py", trainer, work.folder, str(seed)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment(), check=False)
     if done.returncode:
         raise SystemExit(f"{trainer} {seed} ended with {done.returncode}")
@@ -110,9 +124,11 @@ def train_by_peer(work: Work, trainer: str, seed: int) -> Result:
 def make_draft(work: Work, name: str, seed: int) -> None:
     """One draft in this process: trained, exported by the rules, judged by our own evaluator, and kept."""
     torch.set_num_threads(1)
-    data, folder = work.load(), work.draft(name, seed)
+    folder = work.draft(name, seed)
+    # Before the documents are loaded: two processes would hold them.
+    told = train_by_peer(work, name, seed) if name in PEERS else {}
+    data = work.load()
     if name in PEERS:
-        told = train_by_peer(work, name, seed)
         raw = trained_file(work.folder, name, seed)
         state = load_file(raw)
         choices = state.pop(CHOICES)
@@ -121,8 +137,7 @@ def make_draft(work: Work, name: str, seed: int) -> None:
         if told["agreement"] < quality_draft.AGREEMENT:
             raise SystemExit(f"{name} {seed}: its export makes {told['agreement']:.1%} of its own choices")
     else:
-        draft, seconds = quality_draft.train(data, work.recipe, seed, OBJECTIVES[name])
-        told = {"seconds": seconds}
+        draft, told["seconds"] = quality_draft.train(data, work.recipe, seed, OBJECTIVES[name])
     told["warnings"] = quality_draft.export(folder, draft, data, work.recipe.ttt_steps)
     quality_draft.keep(folder, {**told, "predicted": quality_draft.predict(folder, data, work.recipe)})
     trained_file(work.folder, name, seed).unlink(missing_ok=True)
@@ -216,6 +231,8 @@ def main() -> None:
         make_draft(work, name, int(seed))
         return
     sections = [arguments.only] if arguments.only else list(SECTIONS)
+    if "peers" in sections:
+        require(arguments.engine)
     prepare(work)
     report: Result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     if report.get("recipe") != asdict(recipe):

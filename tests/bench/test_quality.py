@@ -148,6 +148,13 @@ def test_what_is_kept_is_not_trained_again(tmp_path):
     assert len(quality.untrained(others, names)) == 4
 
 
+def test_an_engine_that_is_not_there_is_missed_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["quality.py", "--engine", str(tmp_path / "python"), "--root", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"python: not there; `make -C tests/serve venv` makes it"):
+        quality.main()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_usual_scale_shares_its_documents_with_the_other_benchmark(tmp_path):
     usual = Work(Recipe(), (1,), tmp_path, tmp_path, tmp_path)
     assert usual.data == tmp_path / "on-path"
