@@ -51,7 +51,7 @@ THEIR_LAYER, OUR_LAYER = "layers.0.", "midlayer."
 def config_of(data: OnPolicy) -> DraftConfig:
     """The draft that all train."""
     size = data.vocabulary.size
-    return derive(data.head.config, Draft(vocab_size=size), size, AUX_LAYERS)
+    return derive(data.head.config, Draft(), size, AUX_LAYERS)
 
 
 def first_draft(data: OnPolicy, config: DraftConfig, seed: int) -> DraftModel:

@@ -87,7 +87,7 @@ def test_our_own_training_is_the_same_for_the_same_seed_and_another_for_another_
 
 
 def test_a_peers_list_of_layers_becomes_the_one_layer_of_an_export(data):
-    draft = tiny_draft()
+    draft = tiny_draft(config(data))
     theirs = {name.replace("midlayer.", "layers.0."): tensor for name, tensor in draft.state_dict().items()}
     assert "layers.0.self_attn.q_proj.weight" in theirs
     ours = quality_draft.assemble(theirs, data, config(data)).state_dict()
@@ -96,7 +96,7 @@ def test_a_peers_list_of_layers_becomes_the_one_layer_of_an_export(data):
 
 @pytest.mark.parametrize("wrong", ["missing", "unknown", "vocabulary"])
 def test_tensors_that_do_not_fit_are_refused(data, wrong):
-    state = dict(tiny_draft().state_dict())
+    state = dict(tiny_draft(config(data)).state_dict())
     if wrong == "missing":
         del state["fc.weight"]
     elif wrong == "unknown":
@@ -108,15 +108,15 @@ def test_tensors_that_do_not_fit_are_refused(data, wrong):
 
 
 def test_agreement_is_with_what_the_trained_weights_choose(data):
-    draft, sample = tiny_draft(), data.held_out[0]
+    draft, sample = tiny_draft(config(data)), data.held_out[0]
     rows = np.arange(sample.document.num_tokens - 1)
     choices = torch.stack([logits.argmax(-1) for logits in unroll_logits(draft, sample, rows, 3, forced=True)])
     assert quality_draft.agreement(draft, sample, choices) == 1.0
-    assert quality_draft.agreement(tiny_draft(seed=1), sample, choices) < 0.5
+    assert quality_draft.agreement(tiny_draft(config(data), seed=1), sample, choices) < 0.5
 
 
 def test_an_export_is_conformant_and_its_prediction_is_that_of_its_files(tmp_path, data):
-    draft = tiny_draft()
+    draft = tiny_draft(config(data))
     assert quality_draft.export(tmp_path / "export", draft, data, 3) == []
     found = quality_draft.predict(tmp_path / "export", data, RECIPE)
     assert found["length"] == 1 + found["accepted"] / found["rounds"]
@@ -125,7 +125,7 @@ def test_an_export_is_conformant_and_its_prediction_is_that_of_its_files(tmp_pat
 
 
 def test_an_export_that_breaks_a_rule_is_refused(tmp_path, data):
-    draft = tiny_draft()
+    draft = tiny_draft(config(data))
     with torch.no_grad():
         draft.fc.weight.fill_(float("nan"))
     with pytest.raises(Failure, match=r"rule 12: fc\.weight"):
