@@ -1,8 +1,8 @@
 """speculators 0.9.0 as it trains: its model, loss, mask, optimizers and schedule at their defaults.
 
 So: Muon for matrices and AdamW for the rest, a linear schedule, no decay of later steps, and a frozen head with the
-target's own rows. Its step computes in float32, where its autocast to bfloat16 would be slower and coarser. Documents
-of a step are one packed row.
+target's own rows. Step and optimizer compute in float32, where bfloat16 would be slower and coarser. Documents of a
+step are one packed row.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from speculators.models.eagle3 import Eagle3DraftModel
 from speculators.train.config.schema import LossArgs, OptimizerArgs
 from speculators.train.optimizers import build_optimizers
 from torch import Tensor, nn
+from torch.optim import _muon
 from transformers import get_linear_schedule_with_warmup
 
 from recipe import Plan
@@ -22,11 +23,23 @@ WARMUP_SHARE = 100
 """Of so many steps one has a rising rate."""
 
 
+def orthogonal(gradient: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """What Muon makes of a gradient, in float32: products in bfloat16 take most of a step on a CPU, and are coarser."""
+    first, second, third = coefficients
+    wide = gradient.T if gradient.shape[0] > gradient.shape[1] else gradient
+    wide = wide / wide.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = first * wide + (second * gram + third * gram @ gram) @ wide
+    return wide.T if gradient.shape[0] > gradient.shape[1] else wide
+
+
 class Learner:
     """One draft."""
 
     def __init__(self, plan: Plan, start: dict[str, Tensor], target: dict[str, Tensor]) -> None:
         recipe = plan.recipe
+        _muon._zeropower_via_newtonschulz = orthogonal
         self.model = Eagle3DraftModel(draft_config(plan.shape))
         weights = {f"weight.{name}": tensor for name, tensor in start.items()}
         tables = renamed({**weights, "embedding": target["embedding"], "head": target["head"]}, self.model)
