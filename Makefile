@@ -12,7 +12,7 @@ DEMO   := build/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help venv fixtures cluster-programs s3-server tokenizers demo browser screenshots check test test-kueue test-kubernetes-1.34 test-gpu verify docs docs-reference figures crds kustomize \
-  serve-check bench bench-data bench-gpu bench-on-path bench-operator bench-reliability chaos images cluster-up cluster-down e2e clean
+  serve-check bench bench-data bench-gpu bench-on-path bench-operator bench-quality bench-reliability chaos images cluster-up cluster-down e2e clean
 
 help: ## this list
 	@grep -E '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
@@ -118,6 +118,10 @@ bench-data: fixtures s3-server tokenizers ## what stored hidden states take, cos
 
 bench-on-path: fixtures ## acceptance against time of training, unrolled in full and along the path of a server (about an hour)
 	$(MAKE) -C bench on-path
+
+bench-quality: fixtures ## acceptance length of drafts by this project and two other trainers, served by vLLM; objectives
+	$(MAKE) -C tests/serve venv
+	$(MAKE) -C bench quality
 
 bench-operator: cluster-programs ## the operator with 1,000 and 5,000 objects: start, memory, time to act, requests (10 minutes)
 	PYTHONPATH=tests/operator:tests/cluster $(BIN)/python bench/operator_load.py real --out build/bench/operator-real.json

@@ -21,6 +21,8 @@ class Shape:
     vocab_size: int
     draft_vocab_size: int
     head_dim: int = 64
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def draft_config(shape: Shape) -> DraftConfig:
         hidden_size=shape.hidden_size, target_hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim,
         vocab_size=shape.vocab_size, draft_vocab_size=shape.draft_vocab_size, aux_layers=tuple(range(NUM_AUX)),
-        rms_norm_eps=1e-6, max_position_embeddings=16384, rope_theta=10000.0, rope_scaling=None,
+        rms_norm_eps=shape.rms_norm_eps, max_position_embeddings=16384, rope_theta=shape.rope_theta, rope_scaling=None,
     )  # fmt: skip
 
 

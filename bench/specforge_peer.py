@@ -14,7 +14,7 @@ from specforge.utils import padding
 from torch import Tensor
 from transformers import LlamaConfig
 
-from cases import DECAY, LEARNING_RATE, TTT_STEPS, Case
+from cases import DECAY, LEARNING_RATE, TTT_STEPS, Case, Shape
 
 
 class ReferenceLoss:
@@ -28,7 +28,7 @@ class Bench:
 
     def __init__(self, case: Case, tensors: dict[str, Tensor]) -> None:
         eagle3.LogSoftmaxLoss = ReferenceLoss
-        draft = LlamaForCausalLMEagle3(draft_config(case), attention_backend="sdpa").float()
+        draft = LlamaForCausalLMEagle3(draft_config(case.shape), attention_backend="sdpa").float()
         weights = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("weight.")}
         missing, unexpected = draft.load_state_dict({**weights, "embed_tokens.weight": tensors["embedding"]}, False)
         assert not unexpected, unexpected
@@ -59,13 +59,12 @@ class Bench:
         return {"ce": means}
 
 
-def draft_config(case: Case) -> LlamaConfig:
+def draft_config(shape: Shape) -> LlamaConfig:
     """The same draft in its words."""
-    shape = case.shape
     config = LlamaConfig(
         hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size, num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim, num_hidden_layers=1, vocab_size=shape.vocab_size,
-        rms_norm_eps=1e-6, max_position_embeddings=16384, rope_theta=10000.0, pad_token_id=0,
+        rms_norm_eps=shape.rms_norm_eps, max_position_embeddings=16384, rope_theta=shape.rope_theta, pad_token_id=0,
     )  # fmt: skip
     config.draft_vocab_size = shape.draft_vocab_size
     return config

@@ -12,7 +12,7 @@ from speculators.models.eagle3.data import shift_batch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from cases import DECAY, LEARNING_RATE, NUM_AUX, TTT_STEPS, Case
+from cases import DECAY, LEARNING_RATE, NUM_AUX, TTT_STEPS, Case, Shape
 
 WEIGHT_DECAY = 0.0
 CLIP = 1.0
@@ -23,7 +23,7 @@ class Bench:
     """One packed row."""
 
     def __init__(self, case: Case, tensors: dict[str, Tensor]) -> None:
-        self.model = Eagle3DraftModel(draft_config(case))
+        self.model = Eagle3DraftModel(draft_config(case.shape))
         self.model.load_state_dict(renamed(tensors, self.model), strict=True)
         self.model.lm_head.weight.requires_grad_(True)
         self.model.embed_tokens.weight.requires_grad_(False)
@@ -43,13 +43,12 @@ class Bench:
         return {"kl": [float(metrics[f"loss_{step}_sum"]) / DECAY**step for step in range(TTT_STEPS)]}
 
 
-def draft_config(case: Case) -> Eagle3SpeculatorConfig:
+def draft_config(shape: Shape) -> Eagle3SpeculatorConfig:
     """The same draft in its words."""
-    shape = case.shape
     layer = LlamaConfig(
         hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size, num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim, num_hidden_layers=1, vocab_size=shape.vocab_size,
-        rms_norm_eps=1e-6, max_position_embeddings=16384, rope_theta=10000.0,
+        rms_norm_eps=shape.rms_norm_eps, max_position_embeddings=16384, rope_theta=shape.rope_theta,
     )  # fmt: skip
     layer._attn_implementation = "sdpa"
     return Eagle3SpeculatorConfig(
@@ -76,16 +75,18 @@ def renamed(tensors: dict[str, Tensor], model: Eagle3DraftModel) -> dict[str, Te
     return {name: tensor for name, tensor in weights.items() if name in model.state_dict()}
 
 
-def packed_row(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All documents one after another, each shifted as its own data code does."""
+def packed_row(tensors: dict[str, Tensor], mask_shift: int = 1) -> dict[str, Tensor]:
+    """All documents one after another, each shifted as its own data code does.
+
+    Its mask is of the token behind the teacher's row, the others' of the row's own: shifted by one it means the same.
+    """
     count = sum(name.startswith("tokens.") for name in tensors)
     parts = []
     for number in range(count):
         tokens = tensors[f"tokens.{number}"]
         mask = torch.zeros(len(tokens), dtype=torch.bool)
         for start, length in tensors[f"spans.{number}"].tolist():
-            # Its mask is of the token behind the teacher's row, the others' of the row's own.
-            mask[start + 1 : start + 1 + length] = True
+            mask[start + mask_shift : start + mask_shift + length] = True
         shifted = shift_batch(
             {
                 "input_ids": tokens,
