@@ -12,7 +12,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Train", ("data", "storage", "how-it-works", "drafts", "evaluation", "tracking", "report")),
     ("Run on a cluster", ("install", "kueue", "gitops", "security", "reliability", "metrics", "troubleshooting")),
     ("Come from elsewhere", ("from-specforge", "from-speculators")),
-    ("Look up", ("reference", "performance", "real-node", "development")),
+    ("Look up", ("reference", "performance", "quality", "real-node", "development")),
 )
 REST = "More"
 FRONT = "index"
