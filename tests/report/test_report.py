@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from workshops import Workshop
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import EVALUATION, MANIFEST, METRICS, PUBLISHED, checkpoint_path, export_path, train_path
+from draftyard_api.spec import Tree
 from draftyard_trainer import commands
-from draftyard_trainer.draft.manifest import Evaluation, SampleReply
+from draftyard_trainer.draft.manifest import Evaluation, SampleReply, Served
 from draftyard_trainer.hidden_states.rounding import NUM_BINS, Fidelity
 from draftyard_trainer.report import comparison, figures, page
 from draftyard_trainer.report.costs import costs
@@ -71,7 +73,7 @@ def test_everything_that_was_recorded_is_shown(workshop: Workshop) -> None:
     assert f"{counts.train_tokens:,} tokens" in text
     assert "2 of 2 complete" in text
     assert "none, layers" in text
-    assert all(rule["text"] in text for rule in manifest["rules"])
+    assert [rule["text"] for rule in manifest["rules"] if rule["text"] not in unescape(text)] == []
     assert f"{len(manifest['rules'])} rules" in text
     names = [figure.name for figure in figures.training_figures(read_record(workshop.store, OFFLINE))]
     assert names == ["loss", "acceptance", "positions", "divergence", "rate", "speed", "gradient"]
@@ -99,7 +101,9 @@ def test_costs_are_those_of_all_processes(workshop: Workshop) -> None:
     assert list(found) == ["prepare", "generate", "train", "export", "evaluate"]
     assert (found["train"].processes, found["train"].seconds) == (2, 10.0)
     assert found["train"].tokens == sum(line["tokens"] for line in workshop.metrics(OFFLINE))
-    assert found["export"].bytes == sum(path.stat().st_size for path in workshop.path(export_path(OFFLINE)).iterdir())
+    assert found["export"].bytes == sum(
+        path.stat().st_size for path in workshop.path(export_path(OFFLINE)).rglob("*") if path.is_file()
+    )
     assert found["prepare"].seconds is None
     assert found["generate"].note == "the last attempt of each shard"
 
@@ -110,9 +114,41 @@ def test_a_step_at_which_training_went_on_has_a_line(workshop: Workshop) -> None
     }
 
 
+def test_the_speed_up_is_that_of_costs_that_were_measured(workshop: Workshop) -> None:
+    record = read_record(workshop.store, OFFLINE)
+    assert record.evaluation is not None
+    costs, verdict = record.evaluation.speedup, judge(record)
+    assert costs is not None
+    assert verdict.speed_up is not None
+    assert (verdict.speed_up.factor, verdict.speed_up.measured_on) == (costs.value, costs.device)
+    assert f"of costs measured on {costs.device}" in shown(workshop.store, OFFLINE)
+
+
+def test_further_sets_a_tree_and_an_engine_are_told(store: LocalStore) -> None:
+    name = f"{export_path(OFFLINE)}/{EVALUATION}"
+    found = Evaluation.model_validate_json(store.read(name))
+    sets = tuple(
+        found.sets[0].model_copy(update={"name": label, "length": length, "interval": (1.0, 3.0)})
+        for label, length in (("heldOut", 1.5), ("humaneval", 2.25))
+    )
+    served = Served(
+        name="vllm", version="0.32.0", model="m", predicted_length=1.48, difference=0.0135, seconds=1.0,
+        tokens_per_second=5.0,
+    )  # fmt: skip
+    tree = found.settings.model_copy(update={"proposal": "tree", "tree": Tree(steps=5, top_k=2, draft_tokens=12)})
+    changed = found.model_copy(update={"sets": sets, "engine": served, "settings": tree})
+    store.publish(name, changed.model_dump_json(by_alias=True).encode())
+    text = shown(store, OFFLINE)
+    assert f"{found.prompts} prompts, a tree of 12 tokens, greedy, in vllm 0.32.0." in text
+    assert "humaneval 2.250 1.000 to 3.000" in text
+    assert "Our own evaluator predicts 1.480; the engine is +1.4 % from it." in text
+
+
 def test_the_estimate_counts_what_proposals_cost(workshop: Workshop) -> None:
     """A tiny draft is as large as its tiny target: no gain, however much is accepted."""
-    verdict = judge(read_record(workshop.store, OFFLINE))
+    record = read_record(workshop.store, OFFLINE)
+    assert record.evaluation is not None
+    verdict = judge(replace(record, evaluation=record.evaluation.model_copy(update={"speedup": None})))
     assert verdict.reach is not None
     assert verdict.speed_up is not None
     assert verdict.speed_up.factor == pytest.approx(verdict.reach.length / (1 + 3 * verdict.speed_up.draft_share))

@@ -8,6 +8,7 @@ from typing import Literal
 from draftyard_api.exit_codes import ExitCode
 from draftyard_api.targets import WELL_KNOWN, TargetShape
 from draftyard_trainer.draft.header import WEIGHTS_FILE
+from draftyard_trainer.draft.manifest import Evaluation
 from draftyard_trainer.report.record import Record
 
 BYTES_OF = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -30,27 +31,28 @@ class Reach:
     """On the target's own answers, or teacher-forced in training."""
     samples: int
     """Prompts, or held-out documents."""
-
-    @property
-    def draft_tokens(self) -> int:
-        """K."""
-        return len(self.per_position) or DEFAULT_DRAFT_TOKENS
+    draft_tokens: int
+    """K of a chain, the depth of a tree."""
+    manner: str = "teacher-forced"
+    """How it was measured, for people."""
 
     @property
     def behind(self) -> str:
-        """`32 prompts, 3 proposals a round, greedy`."""
-        unit = "prompts, greedy" if self.source == "measured" else "held-out documents, teacher-forced"
-        return f"K = {self.draft_tokens}, {self.samples} {unit}"
+        """`K = 3, 32 prompts, greedy`."""
+        unit = "prompts" if self.source == "measured" else "held-out documents"
+        return f"K = {self.draft_tokens}, {self.samples} {unit}, {self.manner}"
 
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """An estimate for one conversation at a time, where a pass takes as long as its weights take to read."""
+    """For one conversation at a time: of costs that evaluate measured, else as long as weights take to read."""
 
     factor: float
     """Tokens a second with the draft, over those without."""
     draft_share: float
     """Time of one proposal, in passes of the target."""
+    measured_on: str | None = None
+    """Where the costs were measured; None for an estimate."""
 
     @property
     def text(self) -> str:
@@ -84,15 +86,29 @@ def find_reach(record: Record) -> Reach | None:
     """Measured where it was measured, else as the best checkpoint was scored."""
     if record.evaluation is not None:
         found = record.evaluation
-        return Reach(found.length, found.per_position, found.interval, "measured", found.prompts)
+        settings = found.settings
+        return Reach(
+            found.length, found.per_position, found.interval, "measured", found.prompts, settings.draft_tokens,
+            manner_of(found),
+        )  # fmt: skip
     if record.published is not None:
         told = record.published.acceptance
-        source: Literal["measured", "simulated"] = "measured" if told.source == "Measured" else "simulated"
-        return Reach(float(told.length), tuple(map(float, told.per_position)), None, source, told.prompts)
+        shares = tuple(map(float, told.per_position))
+        if told.source == "Measured":
+            return Reach(float(told.length), shares, None, "measured", told.prompts, told.draft_tokens, "greedy")
+        return Reach(float(told.length), shares, None, "simulated", told.prompts, told.draft_tokens)
     best = record.checkpoint.best if record.checkpoint else None
     if best is None:
         return None
-    return Reach(best.tau_sim, best.per_position, None, "simulated", best.documents)
+    tokens = len(best.per_position) or DEFAULT_DRAFT_TOKENS
+    return Reach(best.tau_sim, best.per_position, None, "simulated", best.documents, tokens)
+
+
+def manner_of(found: Evaluation) -> str:
+    """`greedy`, `a tree of 64 tokens, greedy, in vllm 0.11.0`, `at temperature 1`."""
+    tree = f"a tree of {found.settings.tree.draft_tokens} tokens, " if found.settings.tree else ""
+    engine = f", in {found.engine.name} {found.engine.version}" if found.engine else ""
+    return f"{tree}{'at temperature 1' if found.settings.temperature else 'greedy'}{engine}"
 
 
 def say(record: Record, reach: Reach | None) -> tuple[Literal["good", "bad", "open"], str, str]:
@@ -143,7 +159,10 @@ def last_words(record: Record) -> str:
 
 
 def estimate_speed_up(record: Record, reach: Reach | None) -> SpeedUp | None:
-    """The estimate, where the sizes of target and draft are known."""
+    """Of the costs that were measured, else the estimate where the sizes of target and draft are known."""
+    costs = record.evaluation.speedup if record.evaluation else None
+    if costs is not None:
+        return SpeedUp(costs.value, costs.draft_seconds / costs.target_seconds, costs.device)
     shape, manifest = find_shape(record), record.manifest
     weights = manifest.files.get(WEIGHTS_FILE) if manifest else None
     if reach is None or shape is None or manifest is None or weights is None:
