@@ -12,7 +12,7 @@ DEMO   := build/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help venv fixtures cluster-programs s3-server tokenizers demo browser screenshots check test test-kueue test-kubernetes-1.34 test-gpu verify docs docs-reference figures crds kustomize \
-  serve-check bench bench-data bench-gpu bench-on-path bench-operator bench-quality bench-reliability chaos images cluster-up cluster-down e2e clean
+  serve-check bench bench-rows bench-data bench-gpu bench-on-path bench-operator bench-quality bench-reliability chaos images cluster-up cluster-down e2e clean
 
 help: ## this list
 	@grep -E '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
@@ -112,6 +112,9 @@ test-gpu: venv ## what only a GPU can show: bf16 there equals fp32 on a CPU
 
 bench: fixtures ## the training step beside two other trainers, and the capture beside a bare forward (about an hour)
 	$(MAKE) -C bench bench
+
+bench-rows: fixtures ## some rows of that table again, BENCH_ARGS="--cases NAME,.."; the others stay
+	$(MAKE) -C bench rows
 
 bench-data: fixtures s3-server tokenizers ## what stored hidden states take, cost and keep (about 20 minutes)
 	OMP_NUM_THREADS=2 PYTHONPATH=tests/s3:tests/tokenizers $(BIN)/python bench/data.py --out build/bench/data.json

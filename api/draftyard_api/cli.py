@@ -22,6 +22,7 @@ EXTRAS = {
     "presets": "trainer",
     "inspect": "trainer",
     "verify": "trainer",
+    "track": "trainer",
     "report": "trainer",
     "compare": "trainer",
     "convert": "trainer",

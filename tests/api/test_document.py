@@ -33,8 +33,8 @@ ONLINE_WITH_STATES = (
     "or set mode: Offline"
 )
 ENV = (
-    "accepted: any name but PET_*, DRAFTYARD_*, RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which the "
-    "operator sets"
+    "accepted: DRAFTYARD_CACHE, DRAFTYARD_DATASETS, DRAFTYARD_PEER_SECONDS, and any name but PET_*, DRAFTYARD_*, RANK, "
+    "WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which the operator sets"
 )
 
 

@@ -260,7 +260,7 @@ OWN_PROMPTS = {"promptSets": ["heldOut", "file", "gsm8k"], "promptFile": {"uri":
 
 
 def test_prompts_of_one_s_own_lie_where_a_process_finds_them():
-    judged = plan.evaluate_task(RUN, spec(evaluate=OWN_PROMPTS), PLACE, prepared()).evaluate
+    judged = plan.evaluate_task(RUN, spec(evaluate=OWN_PROMPTS), PLACE, prepared(), None).evaluate
     assert judged.prompt_file is not None
     assert judged.prompt_file.uri == "file:///mnt/data/mine.jsonl"
     asked = plan.prepare_task(RUN, spec(evaluate=OWN_PROMPTS), PLACE).other_prompts

@@ -33,6 +33,8 @@ def restricted(server, namespace):
 def test_every_job_is_taken_as_it_is(server, restricted, stage, given):
     if given is CLAIM and stage is Stage.GENERATE:
         given = CLAIM | {"mode": "Offline", "hiddenStates": {"shards": 4}}
+    if given is CLAIM and stage is Stage.REGENERATE:
+        given = CLAIM | {"data": CLAIM["data"] | {"regenerate": {"shards": 4}}}
     sent = in_namespace(child_manifest(work(stage, given)), restricted)
     stored = server.post(f"apis/batch/v1/namespaces/{restricted}/jobs", sent).made()
     assert lost_fields(sent, stored) == set()

@@ -86,7 +86,8 @@ def test_suspend_gives_the_pods_back_and_resume_goes_on(scene):
 def test_f12_a_run_that_is_deleted_leaves_nothing_that_it_owned(scene, stage, reclaim):
     scene.nodes.script = holding(*([stage] if stage else []))
     workspace = {"pvc": {"claimTemplate": {"size": "1Gi", "accessModes": ["ReadWriteMany"], "reclaim": reclaim}}}
-    scene.add_run(spec(OFFLINE, workspace=workspace, **GATED))
+    asked = OFFLINE["data"] | ({"regenerate": {"shards": 2}} if stage is Stage.REGENERATE else {})
+    scene.add_run(spec(OFFLINE, data=asked, workspace=workspace, **GATED))
     scene.until(**({"phase": "Running", "stage": stage.value} if stage else {"phase": "Succeeded"}))
     assert scene.left()
     scene.server.delete(trainings.path(scene.namespace, RUN)).made()

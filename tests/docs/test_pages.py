@@ -200,6 +200,9 @@ def options(verb):
         assert function is not None
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
             function(["--help"])
+        for below in re.findall(r"^  ([a-z]+)$", said.getvalue(), re.MULTILINE):  # verbs of a verb
+            with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+                function([below, "--help"])
         KNOWN[verb] = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", said.getvalue()))
     return KNOWN[verb]
 

@@ -16,7 +16,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return build_runs(tmp_path_factory.mktemp("workshop"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if chromium.program() is None:
         pytest.skip("Chromium is not there: `make browser` installs it")

@@ -225,4 +225,4 @@ def test_an_export_is_the_old_one_the_new_one_or_none(bucket: Bucket, store: S3S
     assert set(seen) <= {"old", "none", "new"}
     assert seen == sorted(seen, key=["old", "none", "new"].index)
     assert {"none", "new" if answered else "old"} <= set(seen)
-    assert len(store.list(NAME)) == 3
+    assert len(store.list(NAME)) == 5

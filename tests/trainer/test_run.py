@@ -301,7 +301,8 @@ def test_further_nodes_are_refused_before_anything_starts(world, capsys):
     assert "spec.train.nodes: given 2; accepted in draftyard run: 1" in capsys.readouterr().err
 
 
-def test_what_has_no_effect_is_said(world):
+def test_what_has_no_effect_is_said(world, monkeypatch):
+    monkeypatch.setattr(local, "is_installed", lambda _tracker: False)
     file = write_run(world, tracking={"reportTo": ["tensorboard"]})
     told = local.without_effect(local.open_run(file, world / "w", {}, local.Console(stderr=True)).spec)
     assert [line.partition(":")[0] for line in told] == ["spec.tracking.reportTo"]
