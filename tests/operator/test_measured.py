@@ -157,4 +157,7 @@ def test_every_field_of_the_status_is_written_by_somebody():
         world.later(31)
         world.run_all()
         written |= told(world.object["status"])
+    world = World(spec(OFFLINE, hiddenStates=OFFLINE["hiddenStates"] | {"reclaim": "Delete"})).at_stage(Stage.TRAIN)
+    world.finish(Stage.TRAIN, states_reclaimed=True)
+    written |= told(world.object["status"])
     assert fields(schema) - written == set()
