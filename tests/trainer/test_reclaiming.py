@@ -16,7 +16,7 @@ from draftyard_trainer.hidden_states.reclaiming import reclaim
 from draftyard_trainer.storage.local import LocalStore
 
 RUN, OTHER = "reclaiming", "another"
-PUBLISHED = StageResult(stage=Stage.TRAIN, message="exported step 8 of 8", published="file:///work/export/reclaiming")
+PUBLISHED = StageResult(stage=Stage.TRAIN, message="exported step 8 of 8", published="file:///data/export/reclaiming")
 
 
 @pytest.fixture
