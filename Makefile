@@ -41,7 +41,7 @@ browser: ## Chromium, in which tests open the report (installs Debian's where th
 	@command -v chromium > /dev/null || { apt-get update -q && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -q --no-install-recommends chromium fonts-liberation fonts-dejavu-core; }
 
-screenshots: venv browser ## pictures of the demo's report, for docs/images
+screenshots: venv browser ## the pictures of docs/report.md, of the report on the demo
 	$(BIN)/python tests/report/screenshots.py $(DEMO) smollm2-demo docs/images
 
 check: venv ## lint, types, borders

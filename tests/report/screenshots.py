@@ -31,6 +31,8 @@ def main(workspace: str, run: str, folder: Path) -> int:
         page = Path(made) / "report.html"
         if code := commands.report([workspace, "--run", run, "--out", str(page)]):
             return code
+        # Commands name where the demo lies; whose folder that was says nothing to a reader.
+        page.write_text(page.read_text().replace(str(Path(workspace).resolve().parents[1]), "~/draftyard"))
         for width, height in SIZES.items():
             for scheme in ("light", "dark"):
                 context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
