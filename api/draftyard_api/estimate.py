@@ -48,6 +48,7 @@ SECONDS_PER_SHARD = 600
 DECODE_COST = 10
 """A token that is said, in tokens that are read: decoding is bound by memory, at about a tenth of prefill's rate."""
 MAX_CONVERSATION_SHARDS = 1000
+MAX_STATE_SHARDS = 10000
 SAFE_SHARE = 0.95
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -261,7 +262,7 @@ def conversation_shards(spec: DraftTrainingSpec, documents: int, seconds: float)
     if spec.data.regenerate.shards is not None:
         return spec.data.regenerate.shards
     parallelism = spec.regenerate.parallelism if spec.regenerate else 1
-    return min(max(-(-int(seconds) // SECONDS_PER_SHARD), parallelism), MAX_CONVERSATION_SHARDS, max(documents, 1))
+    return cut_by_time(seconds, parallelism, MAX_CONVERSATION_SHARDS, documents)
 
 
 def default_shards(spec: DraftTrainingSpec, documents: int, generate_seconds: float) -> int:
@@ -269,8 +270,12 @@ def default_shards(spec: DraftTrainingSpec, documents: int, generate_seconds: fl
     assert spec.hidden_states is not None
     if spec.hidden_states.shards is not None:
         return spec.hidden_states.shards
-    wanted = max(-(-int(generate_seconds) // SECONDS_PER_SHARD), spec.hidden_states.parallelism, 1)
-    return min(wanted, 10000, max(documents, 1))
+    return cut_by_time(generate_seconds, spec.hidden_states.parallelism, MAX_STATE_SHARDS, documents)
+
+
+def cut_by_time(seconds: float, parallelism: int, most: int, documents: int) -> int:
+    """Shards of about ten minutes: as many as work at the same time at the least, and none without a document."""
+    return min(max(-(-int(seconds) // SECONDS_PER_SHARD), parallelism, 1), most, max(documents, 1))
 
 
 # -- Memory -------------------------------------------------------------------------------------------

@@ -125,6 +125,23 @@ def test_a_question_is_the_whole_conversation_so_far(monkeypatch):
     }  # fmt: skip
 
 
+def test_a_secret_that_was_made_from_a_file_ends_in_a_line_feed(monkeypatch):
+    monkeypatch.setenv(ENV_ENGINE_KEY, f"{KEY}\n")
+    with serving(echo) as server:
+        speaker(server.url).answer([question()])
+    assert server.asked[0][2] == f"Bearer {KEY}"
+
+
+def test_a_key_that_no_header_holds_is_refused_and_not_shown(monkeypatch):
+    monkeypatch.setenv(ENV_ENGINE_KEY, "two\nlines")
+    with serving(echo) as server, pytest.raises(Failure) as caught:
+        speaker(server.url).answer([question()])
+    assert server.asked == []
+    assert caught.value.code == ExitCode.BAD_TASK
+    assert "data.regenerate.engine.secretRef: the key in" in str(caught.value)
+    assert "two" not in str(caught.value)
+
+
 def test_without_a_secret_nobody_is_named(monkeypatch):
     monkeypatch.delenv(ENV_ENGINE_KEY, raising=False)
     with serving(echo) as server:

@@ -11,7 +11,6 @@ import os
 import queue
 import threading
 import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.names import ENV_ENGINE_KEY
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import ChatEngine
+from draftyard_trainer.connection import send, usable
 from draftyard_trainer.data.conversation import Message, UnusableRowError, read_message
 from draftyard_trainer.dialogue import Question, Reply
 from draftyard_trainer.target.sampling import draw_keys
@@ -35,8 +35,6 @@ ANSWER_SECONDS = 1800.0
 """Without a byte from the server: an answer of thousands of tokens on a loaded server comes late."""
 LOOK_SECONDS = 1.0
 """Between two looks at signals while answers are waited for."""
-MAX_BYTES = 64 * 2**20
-"""Of an answer: more is no answer."""
 AGAIN = (
     HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.INTERNAL_SERVER_ERROR,
     HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT,
@@ -44,13 +42,6 @@ AGAIN = (
 FIELD = "data.regenerate.engine"
 SHOWN = 300
 """Characters of what a server says about an error."""
-
-
-class NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key along to another host."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """None: the answer is an error like any other."""
 
 
 @dataclass(frozen=True)
@@ -172,14 +163,9 @@ class EngineSpeaker:
         raise AssertionError("the last try returns or raises")
 
     def _post(self, body: bytes) -> bytes:
-        """The answer of the server. Raises OSError, HTTPError among them, and HTTPException."""
-        key = os.environ.get(ENV_ENGINE_KEY)
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        url = f"{self.engine.url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(url, body, headers)  # noqa: S310  http and https alone: a rule of the spec
-        with urllib.request.build_opener(NoRedirects).open(request, timeout=ANSWER_SECONDS) as answer:
-            content: bytes = answer.read(MAX_BYTES)
-            return content
+        """The answer of the server. Raises Failure for a key that no header holds, and as `send` does."""
+        key = usable(os.environ.get(ENV_ENGINE_KEY), f"{FIELD}.secretRef")
+        return send(f"{self.engine.url.rstrip('/')}/chat/completions", body, key, ANSWER_SECONDS)
 
 
 # -- What comes back ------------------------------------------------------------------------------

@@ -16,15 +16,41 @@ from draftyard_api.reasons import Reason
 TIMEOUT_SECONDS = 900.0
 """Of one request: a long answer of a large model."""
 MAX_BYTES = 64 << 20
+"""Of an answer: more is no answer."""
+URL_FIELD = "evaluate.engine.url"
 SHOWN_CHARACTERS = 200
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):
     """A server that sends us elsewhere would get the key for elsewhere."""
 
-    def redirect_request(self, *_: Any) -> None:
-        """Never follow."""
-        return
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """None: the answer is an error like any other."""
+
+
+def send(address: str, body: bytes | None, key: str | None, timeout: float) -> bytes:
+    """What a server answers, to a POST where there is a body; `key` goes to that host and to nobody else.
+
+    Raises OSError, HTTPError among them, and HTTPException.
+    """
+    headers = {"Content-Type": "application/json"} if body is not None else {}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    # Rules of the contract take http and https only.
+    request = urllib.request.Request(address, data=body, headers=headers)  # noqa: S310
+    with urllib.request.build_opener(NoRedirects).open(request, timeout=timeout) as answer:
+        content: bytes = answer.read(MAX_BYTES)
+        return content
+
+
+def usable(key: str | None, field_path: str) -> str | None:
+    """The key as a header holds it; Secrets made from files end in a line feed. Raises Failure(BAD_TASK)."""
+    key = (key or "").strip()
+    # The library would refuse it too, with a message that shows it.
+    if not (key.isascii() and key.isprintable()):
+        why = f"the key in {ENV_ENGINE_KEY} has characters that no header can hold; accepted: printable ASCII"
+        raise Failure(ExitCode.BAD_TASK, Reason.TASK_REJECTED, f"{field_path}: {why}")
+    return key or None
 
 
 @dataclass(frozen=True)
@@ -52,16 +78,9 @@ class Connection:
         return as_object(self._send(path, json.dumps(body).encode()), f"{self.url}{path}")
 
     def _send(self, path: str, body: bytes | None) -> bytes:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
         address = f"{self.url.rstrip('/')}{path}"
-        # The rule of the contract takes http and https only.
-        request = urllib.request.Request(address, data=body, headers=headers)  # noqa: S310
         try:
-            with urllib.request.build_opener(NoRedirects).open(request, timeout=TIMEOUT_SECONDS) as answer:
-                content: bytes = answer.read(MAX_BYTES)
-                return content
+            return send(address, body, self.key, TIMEOUT_SECONDS)
         except urllib.error.HTTPError as error:
             with error:
                 raise refused(address, error.code, error.read(MAX_BYTES).decode("utf-8", "replace")) from None
@@ -94,7 +113,7 @@ def refused(address: str, status: int, said: str) -> Failure:
         )
         return Failure(ExitCode.DENIED, Reason.MODEL_ACCESS_DENIED, message)
     if status == 404:
-        message = f"evaluate.engine.url: {address} does not exist; accepted: a server of vLLM or SGLang"
+        message = f"{URL_FIELD}: {address} does not exist; accepted: a server of vLLM or SGLang"
         return MissingError(ExitCode.BAD_TASK, Reason.TASK_REJECTED, message)
     if status >= 500 or status == 429:
         return unavailable(f"{address} answers {status}")
@@ -105,10 +124,10 @@ def refused(address: str, status: int, said: str) -> Failure:
 
 def rejected(what: str) -> Failure:
     """A server that will answer alike at the next attempt."""
-    return Failure(ExitCode.BAD_TASK, Reason.TASK_REJECTED, f"evaluate.engine.url: {what}")
+    return Failure(ExitCode.BAD_TASK, Reason.TASK_REJECTED, f"{URL_FIELD}: {what}")
 
 
 def unavailable(what: str) -> Failure:
     """A server that may answer at the next attempt."""
-    message = f"evaluate.engine.url: {what}; start it with the exported draft, and let this pod reach it"
+    message = f"{URL_FIELD}: {what}; start it with the exported draft, and let this pod reach it"
     return Failure(ExitCode.UNAVAILABLE, Reason.STORAGE_UNAVAILABLE, message)

@@ -16,9 +16,8 @@ from typing import Any, Protocol
 from prometheus_client.parser import text_string_to_metric_families
 
 from draftyard_api.exit_codes import ExitCode, Failure
-from draftyard_api.names import ENV_ENGINE_KEY
 from draftyard_api.reasons import Reason
-from draftyard_trainer.connection import Connection, rejected
+from draftyard_trainer.connection import URL_FIELD, Connection, rejected, usable
 
 SETTLE_SECONDS = 10.0
 """How long the counters of a finished answer may take to be told."""
@@ -89,7 +88,7 @@ def connect(url: str, key: str | None) -> Engine:
     Raises Failure: UNAVAILABLE when nothing answers, DENIED when the key is refused, BAD_TASK for what is no vLLM or
     SGLang, serves several models, or does not speculate.
     """
-    connection = Connection(url, usable(key))
+    connection = Connection(url, usable(key, URL_FIELD))
     with understood(connection.url):
         served = [one for one in connection.get("/v1/models")["data"] if not one.get("parent")]
     if len(served) != 1:
@@ -112,15 +111,6 @@ def understood(url: str) -> Iterator[None]:
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         what = f"{url} answers in a form that is not known ({type(error).__name__}: {error})"
         raise rejected(f"{what}; accepted: a server of vLLM or SGLang") from error
-
-
-def usable(key: str | None) -> str | None:
-    """The key as a header holds it; Secrets made from files end in a line feed. Raises Failure(BAD_TASK)."""
-    key = (key or "").strip()
-    # The library would refuse it too, with a message that shows it.
-    if not (key.isascii() and key.isprintable()):
-        raise rejected(f"the key in {ENV_ENGINE_KEY} has characters that no header can hold; accepted: printable ASCII")
-    return key or None
 
 
 def no_speculation(url: str, how: str) -> Failure:
@@ -246,7 +236,7 @@ def read_counters(text: str) -> Counters | None:
 
 def others_ask(url: str, why: str) -> Failure:
     """What is counted belongs to others, too. It may be over at the next attempt."""
-    message = f"evaluate.engine.url: {url} answers others at the same time ({why}); accepted: a server that nobody "
+    message = f"{URL_FIELD}: {url} answers others at the same time ({why}); accepted: a server that nobody "
     return Failure(ExitCode.UNAVAILABLE, Reason.STORAGE_UNAVAILABLE, f"{message}else asks meanwhile")
 
 
