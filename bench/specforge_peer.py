@@ -28,12 +28,8 @@ class Bench:
 
     def __init__(self, case: Case, tensors: dict[str, Tensor]) -> None:
         eagle3.LogSoftmaxLoss = ReferenceLoss
-        draft = LlamaForCausalLMEagle3(draft_config(case.shape), attention_backend="sdpa").float()
         weights = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("weight.")}
-        missing, unexpected = draft.load_state_dict({**weights, "embed_tokens.weight": tensors["embedding"]}, False)
-        assert not unexpected, unexpected
-        assert all("rotary" in name for name in missing), missing
-        draft.embed_tokens.weight.requires_grad_(False)
+        draft = loaded(case.shape, weights, tensors["embedding"])
         self.model = eagle3.OnlineEagle3Model(draft, length=TTT_STEPS, attention_backend="sdpa")
         self.optimizer = BF16Optimizer(draft, lr=LEARNING_RATE, total_steps=1000)
         self.batch = padded_batch(tensors)
@@ -42,21 +38,37 @@ class Bench:
     def step(self, _index: int) -> dict[str, list[float]]:
         """One optimizer step. Returns the mean cross-entropy of each unroll step."""
         batch = self.batch
-        losses, *_ = self.model(
-            input_ids=padding(batch["tokens"], left=False),
-            attention_mask=batch["present"],
-            target=None,
-            loss_mask=batch["mask"][..., None],
-            hidden_states=batch["aux"],
-            target_hidden_for_compact=padding(batch["last"], left=False),
-            target_head_weight=self.head,
-        )
+        losses = step_losses(self.model, batch, self.head)
         sum(DECAY**step * loss for step, loss in enumerate(losses)).backward()
         self.optimizer.step()
         # Its mean is over all places; compared is the mean over those that count. Labels shift out on the right.
         counts = [int(batch["mask"][:, step:].sum()) for step in range(TTT_STEPS)]
         means = [float(loss) * batch["mask"].numel() / count for loss, count in zip(losses, counts, strict=True)]
         return {"ce": means}
+
+
+def loaded(shape: Shape, weights: dict[str, Tensor], embedding: Tensor) -> LlamaForCausalLMEagle3:
+    """Its draft in float32 with given weights, and an embedding that is not trained."""
+    draft = LlamaForCausalLMEagle3(draft_config(shape), attention_backend="sdpa").float()
+    missing, unexpected = draft.load_state_dict({**weights, "embed_tokens.weight": embedding}, False)
+    assert not unexpected, unexpected
+    assert all("rotary" in name for name in missing), missing
+    draft.embed_tokens.weight.requires_grad_(False)
+    return draft
+
+
+def step_losses(model: eagle3.OnlineEagle3Model, batch: dict[str, Tensor], head: Tensor) -> list[Tensor]:
+    """The loss of each unroll step."""
+    losses, *_ = model(
+        input_ids=padding(batch["tokens"], left=False),
+        attention_mask=batch["present"],
+        target=None,
+        loss_mask=batch["mask"][..., None],
+        hidden_states=batch["aux"],
+        target_hidden_for_compact=padding(batch["last"], left=False),
+        target_head_weight=head,
+    )
+    return list(losses)
 
 
 def draft_config(shape: Shape) -> LlamaConfig:

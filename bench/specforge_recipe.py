@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import torch
 from specforge.algorithms.eagle3 import model as eagle3
-from specforge.modeling.draft.llama3_eagle import LlamaForCausalLMEagle3
 from specforge.optimizer import BF16Optimizer
 from specforge.training.strategies.base import Eagle3TrainStrategy
-from specforge.utils import padding
 from torch import Tensor, nn
 
 from recipe import Plan
-from specforge_peer import ReferenceLoss, draft_config, padded_batch
+from specforge_peer import ReferenceLoss, loaded, padded_batch, step_losses
 
 DECAY = Eagle3TrainStrategy.__init__.__kwdefaults__["ploss_decay"]
 
@@ -25,11 +23,7 @@ class Learner:
 
     def __init__(self, plan: Plan, start: dict[str, Tensor], target: dict[str, Tensor]) -> None:
         eagle3.LogSoftmaxLoss = ReferenceLoss
-        self.draft = LlamaForCausalLMEagle3(draft_config(plan.shape), attention_backend="sdpa").float()
-        missing, unexpected = self.draft.load_state_dict({**start, "embed_tokens.weight": target["embedding"]}, False)
-        assert not unexpected, unexpected
-        assert all("rotary" in name for name in missing), missing
-        self.draft.embed_tokens.weight.requires_grad_(False)
+        self.draft = loaded(plan.shape, start, target["embedding"])
         recipe = plan.recipe
         self.model = eagle3.OnlineEagle3Model(self.draft, length=recipe.ttt_steps, attention_backend="sdpa")
         self.optimizer = BF16Optimizer(self.draft, lr=recipe.learning_rate, total_steps=recipe.steps)
@@ -43,15 +37,7 @@ class Learner:
     def forward(self, documents: list[dict[str, Tensor]]) -> Tensor:
         """The loss of these documents."""
         batch = padded_batch(numbered(documents))
-        losses, *_ = self.model(
-            input_ids=padding(batch["tokens"], left=False),
-            attention_mask=batch["present"],
-            target=None,
-            loss_mask=batch["mask"][..., None],
-            hidden_states=batch["aux"],
-            target_hidden_for_compact=padding(batch["last"], left=False),
-            target_head_weight=self.target_head,
-        )
+        losses = step_losses(self.model, batch, self.target_head)
         return torch.stack([DECAY**step * loss for step, loss in enumerate(losses)]).sum()
 
     def step(self, documents: list[dict[str, Tensor]]) -> float:

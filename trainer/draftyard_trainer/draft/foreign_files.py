@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from draftyard_trainer.draft.header import CONFIG_FILE
+from draftyard_trainer.draft.header import CONFIG_FILE, read_object
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -48,13 +47,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"{folder}: no {CONFIG_FILE}; accepted: a draft with its config beside it")
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: given {type(config).__name__}; accepted: an object")
-    return config
+    return read_object(path)
 
 
 def no_safetensors(folder: Path) -> str:

@@ -92,14 +92,18 @@ class DraftFiles:
 
 def read_files(folder: Path) -> DraftFiles:
     """Read config and header of the draft in `folder`. Raises ValueError where one is no such file."""
-    path = folder / CONFIG_FILE
+    return DraftFiles(folder, read_object(folder / CONFIG_FILE), read_header(folder / WEIGHTS_FILE))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError for anything else."""
     try:
-        config = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: given {type(config).__name__}; accepted: an object")
-    return DraftFiles(folder, config, read_header(folder / WEIGHTS_FILE))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: given {type(found).__name__}; accepted: an object")
+    return found
 
 
 def read_entries(read: Callable[[int, int], bytes], name: str) -> tuple[dict[str, Any], int]:
