@@ -136,8 +136,9 @@ bench-reliability: venv ## what a save, a restart and an exchange of gradients c
 	PYTHONPATH=tests/chaos:tests/s3:tests/cluster $(BIN)/python bench/reliability.py
 
 RUNS ?= 10
+PARALLEL ?= 1
 chaos: s3-server ## kill runs at random, from seeds, and compare how they end (RUNS=10; 2 minutes each, goes on where it stopped)
-	PYTHONPATH=tests/s3:bench $(BIN)/python tests/chaos/chaos.py --runs $(RUNS)
+	PYTHONPATH=tests/s3:bench $(BIN)/python tests/chaos/chaos.py --runs $(RUNS) --parallel $(PARALLEL)
 
 bench-gpu: venv ## the training step on a GPU beside the bare products of that step
 	$(MAKE) -C bench gpu

@@ -12,7 +12,9 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,17 +33,16 @@ def main() -> int:
     """Run what has no record yet, then report. Returns 0 when it measured, whatever came of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10, help="seeds 1 to this number")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time, each with an S3 server of its own")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "chaos")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md")
     options = parser.parse_args()
     code = hash_of_code()
     folder = options.out.resolve() / code
     world = World.make(folder)
-    with buckets(folder) as there:
-        for seed in range(1, options.runs + 1):
-            if not (folder / f"{seed}.json").exists():
-                run(seed, world, there)
-    records = [json.loads((folder / f"{seed}.json").read_text()) for seed in range(1, options.runs + 1)]
+    files = {seed: folder / f"{seed}.json" for seed in range(1, options.runs + 1)}
+    go_on([seed for seed, file in files.items() if not file.exists()], world, options.parallel)
+    records = [json.loads(file.read_text()) for file in files.values()]
     chaos_report.write(options.page, records, code, (options.runs, FEWEST_KILLS))
     return 0
 
@@ -53,6 +54,21 @@ def hash_of_code() -> str:
         for path in sorted((ROOT / package).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def go_on(seeds: Sequence[int], world: World, parallel: int) -> None:
+    """Run what has no record, some at a time."""
+    for script in map(draw, seeds):
+        world.undisturbed(script.mode, script.regenerates)
+    waiting = deque(seeds)
+
+    def work(_: int) -> None:
+        with buckets(world.folder) as there:
+            while waiting:
+                run(waiting.popleft(), world, there)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(work, range(parallel)))
 
 
 @contextmanager
@@ -72,9 +88,9 @@ def run(seed: int, world: World, there: Buckets) -> None:
     """One seed, and its record."""
     script = draw(seed)
     print(f"{script.name}: {len(script.disturbances)} disturbances", flush=True)
-    chaotic = ChaosRun(script, world, world.undisturbed(script.mode), there)
+    chaotic = ChaosRun(script, world, world.undisturbed(script.mode, script.regenerates), there)
     record = chaotic.go()
-    print(f"  {told(record)}", flush=True)
+    print(f"seed {seed}: {told(record)}", flush=True)
     staged = world.folder / f"{seed}.json.new"
     staged.write_text(json.dumps(written(record), indent=1))
     staged.rename(world.folder / f"{seed}.json")

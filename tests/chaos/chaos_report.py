@@ -59,8 +59,8 @@ def lines(records: Sequence[Record], code: str) -> list[str]:
         "| --- | --- | --- |",
         *victim_lines(done),
         "",
-        "| seed | mode | workspace | processes | attempts | kills | seconds | weights differ by |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| seed | mode | answers | workspace | processes | attempts | kills | seconds | weights differ by |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *map(record_line, records),
     ]
 
@@ -77,8 +77,8 @@ def record_line(record: Record) -> str:
     told = "no weights" if difference is None else "nothing" if difference == 0 else f"{difference:.1e}"
     processes = ", ".join(map(str, record["processes"]))
     cells = (
-        record["seed"], record["mode"], record["storage"], processes, len(record["codes"]), record["kills"],
-        f"{record['seconds']:.0f}", told,
+        record["seed"], record["mode"], "its own" if record["regenerates"] else "given", record["storage"], processes,
+        len(record["codes"]), record["kills"], f"{record['seconds']:.0f}", told,
     )  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
 

@@ -49,6 +49,7 @@ class Record:
     mode: str
     storage: str
     processes: Sequence[int]
+    regenerates: bool = False
     done: list[dict[str, Any]] = field(default_factory=list)
     """Every disturbance: attempt, stage, kind, victim."""
     codes: list[int] = field(default_factory=list)
@@ -81,7 +82,7 @@ class ChaosRun:
         self.buckets = buckets if script.storage == "bucket" else None
         self.folder = world.folder / f"run-{script.seed}"
         self.pending = deque(script.disturbances)
-        self.record = Record(script.seed, script.mode, script.storage, script.processes)
+        self.record = Record(script.seed, script.mode, script.storage, script.processes, script.regenerates)
         self.disk_is_back: float | None = None
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
@@ -114,7 +115,8 @@ class ChaosRun:
         number = len(self.record.codes)
         processes = self.script.processes[min(number, len(self.script.processes) - 1)]
         s3 = {"uri": self.workspace, "endpoint": self.buckets.proxy.endpoint} if self.buckets else None
-        file = self.world.write_run(f"run-{self.script.seed}", self.script.mode, processes, s3)
+        name = f"run-{self.script.seed}"
+        file = self.world.write_run(name, self.script.mode, processes, s3, self.script.regenerates)
         process = start(file, self.workspace, self.folder)
         begun: dict[Stage, float] = {}
         deadline = time.monotonic() + STUCK_SECONDS

@@ -43,6 +43,8 @@ SPEC: dict[str, Any] = {
     },
     "evaluate": {"maxPrompts": 4, "maxNewTokens": 12},
 }  # fmt: skip
+OWN_ANSWERS = {"maxNewTokens": 24, "shards": 2}
+"""Two places at which an attempt can go on."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,13 @@ class World:
             testing.write_conversations(folder / "chat.json", count=CONVERSATIONS)
         return cls(folder)
 
-    def write_run(self, name: str, mode: str, processes: int = 1, s3: dict[str, str] | None = None) -> Path:
+    def write_run(
+        self, name: str, mode: str, processes: int = 1, s3: dict[str, str] | None = None, regenerates: bool = False
+    ) -> Path:
         """The file of a run."""
         spec = {**SPEC, "mode": mode, "train": {**SPEC["train"], "gpusPerNode": processes}}
+        if regenerates:
+            spec["data"] = {**SPEC["data"], "regenerate": OWN_ANSWERS}
         if mode == "Offline":
             spec["hiddenStates"] = {"codec": "lossless", "shards": 2}
         spec["workspace"] = {"s3": s3} if s3 else {"pvc": {"claimTemplate": {"size": "1Gi"}}}
@@ -79,12 +85,13 @@ class World:
         path.write_text(yaml.safe_dump({**document, "spec": spec}))
         return path
 
-    def undisturbed(self, mode: str) -> Undisturbed:
+    def undisturbed(self, mode: str, regenerates: bool = False) -> Undisturbed:
         """Run it once; what is there from an earlier time is used again."""
-        workspace = self.folder / f"undisturbed-{mode}"
+        name = f"undisturbed-{mode}" + ("-own-answers" if regenerates else "")
+        workspace = self.folder / name
         times = workspace / "seconds.json"
         if not times.exists():
-            process = start(self.write_run(f"undisturbed-{mode}", mode), str(workspace), self.folder)
+            process = start(self.write_run(name, mode, regenerates=regenerates), str(workspace), self.folder)
             seconds = watch(process)
             if process.returncode != ExitCode.OK:
                 raise RuntimeError(f"the undisturbed run ended with {process.returncode}: see {self.folder}/log.txt")

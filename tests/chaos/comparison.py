@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from safetensors.torch import load
@@ -105,9 +106,10 @@ def find_partial(store: Store, run: str) -> list[str]:
 
 
 def find_broken(store: Store, run: str) -> set[str]:
-    """Names of prepared data, parts, shards, exports and checkpoints that are not what their manifest says."""
+    """Names of answers, prepared data, parts, shards, exports and checkpoints that are not what their manifest says."""
     parts = (inventory.prepared_folders(store), inventory.caches(store), inventory.drafts(store))
-    broken = {each.name for each in verify.check_all(store, *parts) if isinstance(each, verify.Finding)}
+    checked = chain(verify.check_answers(store, inventory.conversations(store)), verify.check_all(store, *parts))
+    broken = {each.name for each in checked if isinstance(each, verify.Finding)}
     if store.uri.startswith("s3://"):
         # without its manifest nobody reads a folder there: what a killed writer left of it is not visible
         broken = {name for name in broken if not name.endswith(MANIFEST) or store.exists(name)}

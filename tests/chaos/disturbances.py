@@ -13,6 +13,8 @@ KILLS_IN_TRAIN = 2
 """At least: it is the stage that has most to lose."""
 RESHAPED = 5
 """Every fifth run has another number of processes from attempt to attempt."""
+REGENERATED = 3
+"""Every third run lets the target answer in place of whoever did."""
 
 
 class Kind(StrEnum):
@@ -52,6 +54,8 @@ class Script:
     """Of the training in each attempt; the last number stays."""
     disturbances: tuple[Disturbance, ...]
     """In the order in which they happen."""
+    regenerates: bool = False
+    """Whether a stage before all others makes the answers anew."""
 
     @property
     def is_reshaped(self) -> bool:
@@ -62,7 +66,8 @@ class Script:
     def name(self) -> str:
         """For people."""
         shape = "-".join(map(str, self.processes)) if self.is_reshaped else "1"
-        return f"seed {self.seed}: {self.mode}, {self.storage}, {shape} processes"
+        own = ", own answers" if self.regenerates else ""
+        return f"seed {self.seed}: {self.mode}{own}, {self.storage}, {shape} processes"
 
 
 def draw(seed: int) -> Script:
@@ -70,14 +75,17 @@ def draw(seed: int) -> Script:
     chance = random.Random(seed)  # noqa: S311  not for secrets
     mode = ("Offline", "Online")[seed % 2]
     storage = ("folder", "bucket")[seed // 2 % 2]
-    absent = {Stage.REGENERATE} | ({Stage.GENERATE} if mode == "Online" else set())
-    stages = [stage for stage in Stage if stage not in absent]
+    regenerates = seed % REGENERATED == 0
+    absent = {Stage.GENERATE: mode == "Online", Stage.REGENERATE: not regenerates}
+    stages = [stage for stage in Stage if not absent.get(stage)]
     num_kills = chance.randint(FEWEST_KILLS, MOST_KILLS)
-    where = [Stage.TRAIN] * KILLS_IN_TRAIN + chance.choices(stages, k=num_kills - KILLS_IN_TRAIN)
+    # what has most to lose, and what only some runs have
+    where = [Stage.TRAIN] * KILLS_IN_TRAIN + [Stage.REGENERATE] * regenerates
+    where += chance.choices(stages, k=num_kills - len(where))
     drawn = [Disturbance(stage, chance.random(), chance.choice(KILLS), chance.random()) for stage in where]
     kinds = (Kind.FULL,) if storage == "folder" else (Kind.AWAY, Kind.FAULTS)
     # what they do is done to whoever writes next, wherever that is
     drawn += [Disturbance(chance.choice(stages), chance.random(), kind, chance.random()) for kind in kinds]
     drawn.sort(key=lambda each: (stages.index(each.stage), each.moment))
     processes = (2, 1, 3, 1) if seed % RESHAPED == 0 else (1,)
-    return Script(seed, mode, storage, processes, tuple(drawn))
+    return Script(seed, mode, storage, processes, tuple(drawn), regenerates)

@@ -10,7 +10,8 @@ from chaos_report import MARKERS, bars, write
 from chaos_run import Record, written
 
 GOOD = Record(
-    seed=3, mode="Offline", storage="bucket", processes=(1,), codes=[-9, 75, 0], seconds=61.2, lost=0, doubled=0,
+    seed=3, mode="Offline", regenerates=False, storage="bucket", processes=(1,), codes=[-9, 75, 0], seconds=61.2,
+    lost=0, doubled=0,
     difference=0.0, manifest=[],
     done=[
         {"attempt": 1, "stage": "train", "kind": kind, "victim": victim}
@@ -68,6 +69,6 @@ def test_the_page_says_what_was_done(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "old" not in text
     assert "3 runs with 15 kills, in 9 attempts; trainer of sources `c0de`." in text
     assert "| train: rank 0 | 6 | 3 |" in text
-    assert "| 3 | Offline | bucket | 1 | 3 | 5 | 61 | nothing |" in text
-    assert "| 5 | Offline | bucket | 2, 1 | 3 | 5 | 61 | 2.0e-06 |" in text
+    assert "| 3 | Offline | given | bucket | 1 | 3 | 5 | 61 | nothing |" in text
+    assert "| 5 | Offline | given | bucket | 2, 1 | 3 | 5 | 61 | 2.0e-06 |" in text
     assert "bar chaos/runs 3 (needs >= 3) ok" in capsys.readouterr().out
