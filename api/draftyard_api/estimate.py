@@ -391,9 +391,12 @@ def proposal(
     needed = planned_bytes(spec, shape, amount).needed
     if fits(needed, free):
         return None
-    ways = [grown(needed, claim), smaller_codec(spec, shape, amount, free), fewer_samples(spec, shape, amount, free)]
+    # answers of the target's own took GPUs: what decides the result is frozen by the time that their tokens are counted
+    new = "under another name " if spec.data.regenerate else ""
+    smaller = (smaller_codec(spec, shape, amount, free), fewer_samples(spec, shape, amount, free))
+    ways = [grown(needed, claim), *(f"{new}{change}" for change in smaller if change)]
     where = f"claim {claim} has {bytes_text(free)} free" if claim else f"{bytes_text(free)} are free"
-    return f"the plan needs {bytes_text(needed)}, {where}; {', or '.join(way for way in ways if way)}"
+    return f"the plan needs {bytes_text(needed)}, {where}; {', or '.join(ways)}"
 
 
 def fits(needed: int, free: int) -> bool:

@@ -211,6 +211,16 @@ def test_a_claim_can_grow():
     )
 
 
+def test_what_is_frozen_once_answers_were_made_is_proposed_for_another_run():
+    plain = spec()
+    own = plain.model_copy(update={"data": plain.data.model_copy(update={"regenerate": OwnAnswers()})})
+    target = shape("meta-llama/Llama-3.1-8B-Instruct")
+    told = estimate.proposal(own, target, amount(), int(5 * TERA), claim="r1-workspace") or ""
+    assert "or under another name hiddenStates.codec: " in told
+    assert "or under another name data.maxSamples: " in told
+    assert "under another name grow" not in told
+
+
 def test_what_is_proposed_fits():
     target = shape("meta-llama/Llama-3.1-8B-Instruct")
     told = estimate.proposal(spec(codec="compact"), target, amount(), int(2.2 * TERA))
