@@ -212,10 +212,8 @@ def test_a_claim_can_grow():
 
 
 def test_what_is_frozen_once_answers_were_made_is_proposed_for_another_run():
-    plain = spec()
-    own = plain.model_copy(update={"data": plain.data.model_copy(update={"regenerate": OwnAnswers()})})
     target = shape("meta-llama/Llama-3.1-8B-Instruct")
-    told = estimate.proposal(own, target, amount(), int(5 * TERA), claim="r1-workspace") or ""
+    told = estimate.proposal(answering(), target, amount(), int(5 * TERA), claim="r1-workspace") or ""
     assert "or under another name hiddenStates.codec: " in told
     assert "or under another name data.maxSamples: " in told
     assert "under another name grow" not in told

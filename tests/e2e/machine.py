@@ -16,6 +16,7 @@ import waiting
 
 NEEDED = {"unshare": "util-linux", "ip": "iproute2", "nft": "nftables", "mount": "mount", "gcc": "gcc"}
 """Programs, and the Debian packages that bring them."""
+HEADERS = ("/usr/include", "/usr/local/include")
 CGROUPS = Path("/sys/fs/cgroup")
 INSIDE = Path(__file__).parent / "inside.py"
 STOP_SECONDS = 60
@@ -25,7 +26,10 @@ def check() -> None:
     """End with one line that says what is missing."""
     if os.geteuid() != 0:
         sys.exit("given a user; accepted: root, since containers need cgroups, mounts and networks of their own")
-    if missing := sorted({package for program, package in NEEDED.items() if shutil.which(program) is None}):
+    missing = {package for program, package in NEEDED.items() if shutil.which(program) is None}
+    # what runc is built with is a library
+    has_header = any((Path(folder) / "seccomp.h").exists() for folder in HEADERS)
+    if missing := sorted(missing | (set() if has_header else {"libseccomp-dev"})):
         sys.exit(f"not there: {', '.join(missing)}; `apt-get install {' '.join(missing)}` brings it")
     if layout.FOLDER.exists():
         sys.exit(f"{layout.FOLDER} is there: `make cluster-down` removes the cluster that was left")
