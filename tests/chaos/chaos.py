@@ -24,7 +24,7 @@ import chaos_report
 import minio
 from chaos_run import ChaosRun, Record, written
 from chaos_world import ROOT, Buckets, World
-from disturbances import FEWEST_KILLS, draw
+from disturbances import FEWEST_KILLS, Script, draw
 from faults import proxied
 
 PACKAGES = ("api/draftyard_api", "trainer/draftyard_trainer", "tests/chaos")
@@ -61,38 +61,43 @@ def hash_of_code() -> str:
 
 def go_on(seeds: Sequence[int], world: World, parallel: int) -> None:
     """Run what has no record, some at a time."""
-    for script in map(draw, seeds):
-        world.undisturbed(script.mode, script.regenerates)
     waiting = deque(seeds)
 
     def work(_: int) -> None:
-        with buckets(world.folder) as there:
-            while waiting:
-                run(waiting.popleft(), world, there)
+        while waiting:
+            run(waiting.popleft(), world)
+
+    for script in map(draw, seeds):
+        with place_of(script, world) as there:
+            world.undisturbed(script.mode, script.regenerates, there)
 
     with ThreadPoolExecutor(parallel) as pool:
         list(pool.map(work, range(parallel)))
 
 
 @contextmanager
-def buckets(folder: Path) -> Iterator[Buckets]:
-    """An S3 server with a proxy in front of it."""
+def place_of(script: Script, world: World) -> Iterator[Buckets | None]:
+    """An S3 server with a proxy in front of it, new and empty, where a run is to be in a bucket."""
+    if script.storage != "bucket":
+        yield None
+        return
     if not minio.program().exists():
         sys.exit("the S3 server is not there: `make s3-server` makes it")
     with (
-        TemporaryDirectory(dir=folder, prefix="minio-") as data,
+        TemporaryDirectory(dir=world.folder, prefix="minio-") as data,
         minio.started(Path(data)) as server,
         proxied(server.endpoint) as proxy,
     ):
         yield Buckets(server, proxy)
 
 
-def run(seed: int, world: World, there: Buckets) -> None:
+def run(seed: int, world: World) -> None:
     """One seed, and its record."""
     script = draw(seed)
     print(f"{script.name}: {len(script.disturbances)} disturbances", flush=True)
-    chaotic = ChaosRun(script, world, world.undisturbed(script.mode, script.regenerates), there)
-    record = chaotic.go()
+    with place_of(script, world) as there:
+        undisturbed = world.undisturbed(script.mode, script.regenerates, there)
+        record = ChaosRun(script, world, undisturbed, there).go()
     print(f"seed {seed}: {told(record)}", flush=True)
     staged = world.folder / f"{seed}.json.new"
     staged.write_text(json.dumps(written(record), indent=1))

@@ -21,10 +21,7 @@ from victims import role_of, running_stage, tree_of, wait_until_none_names
 
 from draftyard_api.exit_codes import ExitCode
 from draftyard_api.names import Stage
-from draftyard_api.schema import S3Access
-from draftyard_trainer.storage.bucket import Bucket
 from draftyard_trainer.storage.local import LocalStore
-from draftyard_trainer.storage.s3 import S3Store
 from draftyard_trainer.storage.store import Store
 
 STUCK_SECONDS = 240
@@ -91,9 +88,8 @@ class ChaosRun:
         """Run it to its end, and look at what it left."""
         began = time.monotonic()
         with small_disk(self.folder / "disk") as self.has_disk:
-            bucket = self.buckets.make() if self.buckets else None
-            self.workspace = f"s3://{bucket}/w" if bucket else str(self.folder / "disk" / "workspace")
-            store = self.open_store(bucket)
+            self.workspace = self.buckets.make() if self.buckets else str(self.folder / "disk" / "workspace")
+            store = self.open_store()
             while self.attempt():
                 self.record.partial += find_partial(store, RUN)
             self.record.stuck += wait_until_none_names(self.folder, LEFT_SECONDS)
@@ -101,12 +97,9 @@ class ChaosRun:
         self.record.seconds = round(time.monotonic() - began, 1)
         return self.record
 
-    def open_store(self, bucket: str | None) -> Store:
+    def open_store(self) -> Store:
         """The workspace as a reader sees it, without the proxy."""
-        if bucket is None or self.buckets is None:
-            return LocalStore(Path(self.workspace))
-        access = S3Access(endpoint=self.buckets.server.endpoint)
-        return S3Store(Bucket.of(bucket, access, "workspace"), "w", self.folder / "downloads")
+        return self.buckets.store(self.folder / "downloads") if self.buckets else LocalStore(Path(self.workspace))
 
     # -- Attempts ---------------------------------------------------------------------------------
 

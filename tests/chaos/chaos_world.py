@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 import minio
 import yaml
-from comparison import Ending, read_ending
+from comparison import Ending, keep_ending, read_ending
 from faults import Proxy
 from victims import running_stage
 
@@ -26,8 +25,10 @@ from draftyard_api.schema import S3Access
 from draftyard_trainer import testing
 from draftyard_trainer.storage.bucket import Bucket
 from draftyard_trainer.storage.local import LocalStore
+from draftyard_trainer.storage.s3 import S3Store
 
 RUN = "tiny"
+BUCKET, PREFIX = "chaos", "w"
 CONVERSATIONS = 48
 POLL_SECONDS = 0.05
 UNDISTURBED_SECONDS = 600
@@ -85,16 +86,24 @@ class World:
         path.write_text(yaml.safe_dump({**document, "spec": spec}))
         return path
 
-    def undisturbed(self, mode: str, regenerates: bool = False) -> Undisturbed:
-        """Run it once; what is there from an earlier time is used again."""
-        name = f"undisturbed-{mode}" + ("-own-answers" if regenerates else "")
+    def undisturbed(self, mode: str, regenerates: bool = False, buckets: Buckets | None = None) -> Undisturbed:
+        """Run it once, in a bucket if there are some; what is there from an earlier time is used again.
+
+        Where a workspace is belongs to the fingerprint of what comes out: either place has an ending of its own.
+        """
+        name = f"undisturbed-{mode}" + "-own-answers" * regenerates + "-bucket" * (buckets is not None)
         workspace = self.folder / name
         times = workspace / "seconds.json"
         if not times.exists():
-            process = start(self.write_run(name, mode, regenerates=regenerates), str(workspace), self.folder)
+            place = buckets.make() if buckets else None
+            s3 = {"uri": place, "endpoint": buckets.server.endpoint} if buckets and place else None
+            file = self.write_run(name, mode, s3=s3, regenerates=regenerates)
+            process = start(file, place or str(workspace), self.folder)
             seconds = watch(process)
             if process.returncode != ExitCode.OK:
                 raise RuntimeError(f"the undisturbed run ended with {process.returncode}: see {self.folder}/log.txt")
+            if buckets:
+                keep_ending(buckets.store(self.folder / "downloads"), LocalStore(workspace), RUN)
             times.write_text(json.dumps(seconds))
         seconds = {Stage(stage): value for stage, value in json.loads(times.read_text()).items()}
         return Undisturbed(read_ending(LocalStore(workspace), RUN), seconds)
@@ -150,7 +159,15 @@ class Buckets:
     proxy: Proxy
 
     def make(self) -> str:
-        """A new bucket; its name."""
-        name = f"bucket-{secrets.token_hex(6)}"
-        Bucket.of(name, S3Access(endpoint=self.server.endpoint), "workspace").client.create_bucket(Bucket=name)
-        return name
+        """The bucket of a server that has none yet. Returns the workspace in it, which has the same name every time."""
+        self.bucket.client.create_bucket(Bucket=BUCKET)
+        return f"s3://{BUCKET}/{PREFIX}"
+
+    @property
+    def bucket(self) -> Bucket:
+        """As a reader reaches it, without the proxy."""
+        return Bucket.of(BUCKET, S3Access(endpoint=self.server.endpoint), "workspace")
+
+    def store(self, downloads: Path) -> S3Store:
+        """The workspace in it, without the proxy."""
+        return S3Store(self.bucket, PREFIX, downloads)

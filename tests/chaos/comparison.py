@@ -44,6 +44,13 @@ def read_ending(store: Store, run: str) -> Ending:
     )
 
 
+def keep_ending(store: Store, elsewhere: Store, run: str) -> None:
+    """Copy what `read_ending` reads."""
+    names = [f"{export_path(run)}/{file}" for file in ("model.safetensors", MANIFEST, PUBLISHED)]
+    for name in (*names, f"{train_path(run)}/{METRICS}"):
+        elsewhere.publish(name, store.read(name))
+
+
 @dataclass(frozen=True)
 class Samples:
     """Documents that were not trained on as often as they should have been."""
