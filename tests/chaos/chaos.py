@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -61,18 +60,13 @@ def hash_of_code() -> str:
 
 def go_on(seeds: Sequence[int], world: World, parallel: int) -> None:
     """Run what has no record, some at a time."""
-    waiting = deque(seeds)
-
-    def work(_: int) -> None:
-        while waiting:
-            run(waiting.popleft(), world)
-
-    for script in map(draw, seeds):
+    # one script of each kind: runs at the same time must not both make what they are compared with
+    kinds = {(script.mode, script.regenerates, script.storage): script for script in map(draw, seeds)}
+    for script in kinds.values():
         with place_of(script, world) as there:
             world.undisturbed(script.mode, script.regenerates, there)
-
     with ThreadPoolExecutor(parallel) as pool:
-        list(pool.map(work, range(parallel)))
+        list(pool.map(lambda seed: run(seed, world), seeds))
 
 
 @contextmanager

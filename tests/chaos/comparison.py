@@ -33,21 +33,22 @@ class Ending:
     curve: list[dict[str, Any]]
 
 
+def ending_files(run: str) -> tuple[str, ...]:
+    """What an ending is read from, in the order of its fields."""
+    export = export_path(run)
+    return (f"{export}/model.safetensors", f"{export}/{MANIFEST}", f"{export}/{PUBLISHED}",
+            f"{train_path(run)}/{METRICS}")  # fmt: skip
+
+
 def read_ending(store: Store, run: str) -> Ending:
     """Raises FileNotFoundError for what is not there."""
-    export = export_path(run)
-    return Ending(
-        store.read(f"{export}/model.safetensors"),
-        json.loads(store.read(f"{export}/{MANIFEST}")),
-        json.loads(store.read(f"{export}/{PUBLISHED}")),
-        [json.loads(line) for line in store.read(f"{train_path(run)}/{METRICS}").splitlines()],
-    )
+    model, manifest, published, curve = map(store.read, ending_files(run))
+    return Ending(model, json.loads(manifest), json.loads(published), [json.loads(line) for line in curve.splitlines()])
 
 
 def keep_ending(store: Store, elsewhere: Store, run: str) -> None:
     """Copy what `read_ending` reads."""
-    names = [f"{export_path(run)}/{file}" for file in ("model.safetensors", MANIFEST, PUBLISHED)]
-    for name in (*names, f"{train_path(run)}/{METRICS}"):
+    for name in ending_files(run):
         elsewhere.publish(name, store.read(name))
 
 

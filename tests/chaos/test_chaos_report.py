@@ -10,8 +10,7 @@ from chaos_report import MARKERS, bars, write
 from chaos_run import Record, written
 
 GOOD = Record(
-    seed=3, mode="Offline", regenerates=False, storage="bucket", processes=(1,), codes=[-9, 75, 0], seconds=61.2,
-    lost=0, doubled=0,
+    seed=3, mode="Offline", storage="bucket", processes=(1,), codes=[-9, 75, 0], seconds=61.2, lost=0, doubled=0,
     difference=0.0, manifest=[],
     done=[
         {"attempt": 1, "stage": "train", "kind": kind, "victim": victim}
