@@ -81,7 +81,9 @@ def draw(seed: int) -> Script:
     num_kills = chance.randint(FEWEST_KILLS, MOST_KILLS)
     # what has most to lose, and what only some runs have
     where = [Stage.TRAIN] * KILLS_IN_TRAIN + [Stage.REGENERATE] * regenerates
-    where += chance.choices(stages, k=num_kills - len(where))
+    where += chance.choices(stages[:-1], k=FEWEST_KILLS - len(where))
+    # on top: what goes on in the last stage may be done before their moment, and nothing comes behind it
+    where += stages[-1:] * (num_kills - FEWEST_KILLS)
     drawn = [Disturbance(stage, chance.random(), chance.choice(KILLS), chance.random()) for stage in where]
     kinds = (Kind.FULL,) if storage == "folder" else (Kind.AWAY, Kind.FAULTS)
     # what they do is done to whoever writes next, wherever that is
