@@ -77,7 +77,7 @@ def peer_line(name: str, seeds: Seeds) -> str:
         spread(seeds, served),
         ", ".join(f"{served(draft):.3f}" for draft in drafts),
         spread(seeds, predicted),
-        f"{max(deviation(draft) for draft in drafts):.1%}",
+        f"{max(deviation(draft) for draft in drafts):.2%}",
         shares([draft["served"]["per_position"] for draft in drafts]),
         f"{min(draft['served']['ids_equal'] for draft in drafts):.0%}",
         f"{mean(seeds, lambda draft: draft['seconds']):.0f}",

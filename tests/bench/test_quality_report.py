@@ -45,7 +45,7 @@ def test_bars_compare_means_over_seeds_and_take_the_worst_of_the_rest(tmp_path, 
         "bar quality/greedy-ids-equal 0.5 (needs >= 1) short",
     ]
     text = page.read_text()
-    cells = "1.310 ± 0.014 | 1.300, 1.320 | 1.300 ± 0.000 | 1.5% | 20.0%, 4.0%, 1.0% | 100% | 100"
+    cells = "1.310 ± 0.014 | 1.300, 1.320 | 1.300 ± 0.000 | 1.52% | 20.0%, 4.0%, 1.0% | 100% | 100"
     assert f"| Draftyard | {cells} |" in text
     assert "240 steps of at most 512 tokens out of 512 documents, 3 unroll steps, peak learning rate 0.001" in text
     assert text.startswith("# Title\n")
