@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from draftyard_api.reasons import Reason
 from draftyard_api.spec import Target
 from draftyard_trainer import testing
 from draftyard_trainer.data.document import Document, Ids
+from draftyard_trainer.data.tokenizer import load_tokenizer
 from draftyard_trainer.hidden_states.probe import Probe, find_problems, judge, mean_nll, probe_capture
 from draftyard_trainer.hidden_states.sample import Sample
 from draftyard_trainer.hidden_states.testing import tiny_document
@@ -79,6 +81,24 @@ def test_missing_weights_are_never_random(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"lack 1 tensors, such as model\.layers\.3\.mlp\.up_proj\.weight") as caught:
         CapturedTarget.load(locate(Target(model=f"file://{copy}")), "float32", LAYERS)
     assert caught.value.code is ExitCode.UNSUPPORTED
+
+
+def load_all(folder: Path) -> None:
+    """Everything that a library reads of a target."""
+    files = locate(Target(model=f"file://{folder}"))
+    load_tokenizer(files.path, files.model, trust_remote_code=False)
+    CapturedTarget.load(files, "float32", LAYERS)
+
+
+@pytest.mark.parametrize("loader", ["AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"])
+def test_a_full_disk_is_not_blamed_on_the_target(folder: Path, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_pretrained(*_args: Any, **_options: Any) -> None:
+        # what a line for a log on that disk ends in
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"transformers.{loader}.from_pretrained", from_pretrained)
+    with pytest.raises(OSError, match="No space left"):
+        load_all(folder)
 
 
 def test_a_folder_without_weights(folder: Path, tmp_path: Path) -> None:

@@ -162,3 +162,38 @@ def test_results_of_ranks_have_their_own_files(tmp_path):
     for rank in (0, 3):
         process.write_result(tmp_path, rank, StageResult(stage=Stage.TRAIN, message=str(rank)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.3.json", "result.json"]
+
+
+CHILD = """
+import os, time
+from draftyard_trainer import process
+time.sleep(float(os.environ["LATE"]))
+process.die_with_parent()
+print("works", flush=True)
+"""
+PARENT = f"""
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], env={{**os.environ, "DRAFTYARD_PARENT": str(os.getpid())}})
+time.sleep(float(os.environ["LIVES"]))
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize(("lives", "late", "words"), [(0, 2, ""), (20, 0, "works\n")], ids=["gone", "there"])
+def test_whoever_gets_ready_after_its_parent_is_gone_does_not_begin(lives, late, words):
+    environment = {**os.environ, "LIVES": str(lives), "LATE": str(late)}
+    environment.pop("RANK", None)
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        # a line, or the end of the file once all who could write are gone
+        assert parent.stdout.readline() == words
+        parent.kill()
+
+
+def test_ranks_are_not_asked_who_started_them(monkeypatch):
+    monkeypatch.setenv("DRAFTYARD_PARENT", "1")
+    monkeypatch.setenv("RANK", "0")
+    process.die_with_parent()
+    monkeypatch.delenv("RANK")
+    with pytest.raises(SystemExit, match="75"):
+        process.die_with_parent()

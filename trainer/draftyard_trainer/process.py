@@ -21,7 +21,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from draftyard_api.exit_codes import ExitCode, Failure
-from draftyard_api.names import DEFAULT_STATE_DIR, ENV_STATE_DIR, RESULT_FILE, Stage
+from draftyard_api.names import DEFAULT_STATE_DIR, ENV_PARENT, ENV_STATE_DIR, RESULT_FILE, Stage
 from draftyard_api.progress import StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.task import BaseTask
@@ -112,9 +112,16 @@ def stop_on_signals(reporter: Reporter) -> None:
 
 
 def die_with_parent() -> None:
-    """Be asked to stop when the process that started this one is gone, or a killed run would train on unseen."""
+    """Be asked to stop when the process that started this one is gone, or a killed run would work on unseen.
+
+    Raises SystemExit(INTERRUPTED) when it is gone already: imports take seconds. Ranks are started by torchrun, which
+    names nobody.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent = os.environ.get(ENV_PARENT)
+    if parent is not None and "RANK" not in os.environ and int(parent) != os.getppid():
+        sys.exit(ExitCode.INTERRUPTED)
 
 
 def state_dir() -> Path:

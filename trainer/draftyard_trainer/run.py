@@ -273,6 +273,7 @@ def environment(folder: Path) -> dict[str, str]:
     ours = {
         names.ENV_STATE_DIR: str(folder),
         names.ENV_TERMINATION_LOG: str(folder / "termination-log"),
+        names.ENV_PARENT: str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
     }
     return {"TOKENIZERS_PARALLELISM": "true", **os.environ, **ours}

@@ -18,7 +18,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from draftyard_api.exit_codes import ExitCode, Failure
-from draftyard_api.names import DEFAULT_TERMINATION_LOG, ENV_TERMINATION_LOG, PROGRESS_FILE, RESULT_FILE, Stage
+from draftyard_api.names import (
+    DEFAULT_TERMINATION_LOG,
+    ENV_PARENT,
+    ENV_TERMINATION_LOG,
+    PROGRESS_FILE,
+    RESULT_FILE,
+    Stage,
+)
 from draftyard_api.progress import MAX_TERMINATION_BYTES, StageResult
 from draftyard_api.reasons import Reason
 from draftyard_api.task import GenerateTask, TrainTask
@@ -94,7 +101,7 @@ def worker_environment(stage: Stage) -> dict[str, str]:
     Idle threads must sleep: two spinning pools on few cores run 30 times slower.
     """
     ours = TRAIN_ENVIRONMENT if stage is Stage.TRAIN else {}
-    return {"OMP_WAIT_POLICY": "PASSIVE", **ours, **os.environ}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **ours, **os.environ, ENV_PARENT: str(os.getpid())}
 
 
 def run_worker(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Ended:

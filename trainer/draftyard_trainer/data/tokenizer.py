@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
+from draftyard_trainer.storage import access
 
 FILES = (
     "tokenizer.json",
@@ -31,6 +32,7 @@ def load_tokenizer(folder: Path, model: str, trust_remote_code: bool) -> PreTrai
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        access.unless_broken(error)
         what = str(error).strip().splitlines()[0]
         raise unsupported(model, f"its tokenizer cannot be loaded ({what})") from error
     if not tokenizer.is_fast:

@@ -11,11 +11,19 @@ from draftyard_api.names import CLAIMS_MOUNT, WORKSPACE_MOUNT
 from draftyard_api.reasons import Reason
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""Of a disk that is full or failing: any write can meet them, a line for the log too."""
 
 
 def is_refused(error: OSError) -> bool:
     """Whether it is about a file that may not be used so."""
     return error.errno in REFUSED and isinstance(error.filename, str | bytes)
+
+
+def unless_broken(error: BaseException) -> None:
+    """Raise the error if it tells of a disk: whoever asks wants to know what is wrong with a file that was read."""
+    if isinstance(error, OSError) and error.errno in BROKEN:
+        raise error
 
 
 def denied(where: str, error: OSError) -> Failure:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from draftyard_api.schema import Dtype
 from draftyard_trainer.data.document import Document, Ids
 from draftyard_trainer.hidden_states.sample import Sample
+from draftyard_trainer.storage import access
 from draftyard_trainer.target.anatomy import Decoder, find_decoder, require_layers
 from draftyard_trainer.target.decoding import CachedText, decode, draw
 from draftyard_trainer.target.head import TargetHead
@@ -332,6 +333,7 @@ def load_model(files: TargetFiles, dtype: torch.dtype, ranks: Ranks = ALONE) -> 
             **spread(ranks),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        access.unless_broken(error)
         what = str(error).strip().splitlines()[0]
         raise unsupported(files.model, f"transformers cannot load it ({what})") from error
     model, report = loaded

@@ -19,7 +19,7 @@ from draftyard_api import storage_uri
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import Target
-from draftyard_trainer.storage import opening
+from draftyard_trainer.storage import access, opening
 
 if TYPE_CHECKING:
     from draftyard_trainer.storage.s3 import Downloaded
@@ -126,6 +126,7 @@ def text_config(target: Target, path: Path, raw_config: dict[str, Any]) -> dict[
     try:
         loaded = AutoConfig.from_pretrained(path, trust_remote_code=target.trust_remote_code).get_text_config()
     except (ValueError, KeyError, OSError, ImportError) as error:
+        access.unless_broken(error)
         what = str(error).strip().splitlines()[0]
         raise unsupported(target.model, f"transformers cannot read its {CONFIG} ({what})") from error
     filled: dict[str, Any] = json.loads(loaded.to_json_string(use_diff=False))
