@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "chaos")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md")
     options = parser.parse_args()
-    # where clients of this process look for their keys, as those of the runs do
+    # where clients of this process and of the runs look for their keys
     os.environ |= {"AWS_ACCESS_KEY_ID": minio.ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": minio.SECRET_KEY}
     code = hash_of_code()
     folder = options.out.resolve() / code

@@ -112,10 +112,7 @@ class World:
 def start(file: Path, workspace: str, folder: Path) -> subprocess.Popen[bytes]:
     """`draftyard run` in a folder; its words go to a log there."""
     (folder / "tmp").mkdir(exist_ok=True)
-    environment = {
-        **os.environ, "AWS_ACCESS_KEY_ID": minio.ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": minio.SECRET_KEY,
-        "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp"),
-    }  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp")}
     command = [sys.executable, "-m", "draftyard_api.cli", "run", str(file), "--workspace", workspace]
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)

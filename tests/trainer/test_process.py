@@ -40,6 +40,10 @@ def raising(error: Exception):
             id="a full disk",
         ),
         pytest.param(
+            OSError(errno.EDQUOT, "Disk quota exceeded", "/data/x"), 79, "WorkspaceFull", "no space left (/data/x)",
+            id="a used up quota",
+        ),
+        pytest.param(
             PermissionError(errno.EACCES, "Permission denied", "/data/workspace/draftyard/prepare"), 77,
             "StorageAccessDenied", "workspace: /data/workspace/draftyard/prepare: Permission denied; give uid",
             id="a workspace of somebody else",

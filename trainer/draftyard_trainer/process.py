@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import errno
 import os
 import signal
 import sys
@@ -65,7 +64,7 @@ def failure_of(error: BaseException) -> Failure:
     """What an error, foreseen or not, means as the end of a stage."""
     if isinstance(error, Failure):
         return error
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and access.is_full(error):
         message = f"workspace: no space left ({error.filename or 'device'}); free some, or use a larger one"
         return Failure(ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, message)
     if isinstance(error, OSError) and access.is_refused(error):

@@ -5,7 +5,6 @@ A second run goes on where the first one stopped: every stage finds its verified
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shlex
@@ -32,6 +31,7 @@ from draftyard_api.task import BaseTask, ConversationsRef, StoredStatesRef
 from draftyard_trainer import display
 from draftyard_trainer.history import record_end
 from draftyard_trainer.reporting import interrupted, read_progress
+from draftyard_trainer.storage import access
 from draftyard_trainer.storage.opening import open_store
 from draftyard_trainer.tracking.sync import outcome
 from draftyard_trainer.tracking.tracked_run import read_run
@@ -105,7 +105,7 @@ def tell(console: Console, failure: Failure) -> int:
 
 def failure_of(error: OSError, workspace: Path) -> Failure:
     """What a refused write of the run's own files means."""
-    if error.errno == errno.ENOSPC:
+    if access.is_full(error):
         message = f"workspace: {workspace}: no space left; free some, or use a larger one"
         return Failure(ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, message)
     return Failure(ExitCode.DENIED, Reason.STORAGE_ACCESS_DENIED, f"workspace: {error}; make {workspace} writable")

@@ -11,13 +11,19 @@ from draftyard_api.names import CLAIMS_MOUNT, WORKSPACE_MOUNT
 from draftyard_api.reasons import Reason
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+BROKEN = (*FULL, errno.EIO)
 """Of a disk that is full or failing: any write can meet them, a line for the log too."""
 
 
 def is_refused(error: OSError) -> bool:
     """Whether it is about a file that may not be used so."""
     return error.errno in REFUSED and isinstance(error.filename, str | bytes)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there is no space left, on the disk or in its user's quota."""
+    return error.errno in FULL
 
 
 def unless_broken(error: BaseException) -> None:

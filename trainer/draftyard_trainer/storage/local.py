@@ -185,7 +185,7 @@ class LocalStore:
             if error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(self.root):
                 raise
             where = f"workspace: {self.root}, {doing} {name}"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if access.is_full(error):
                 message = f"{where}: no space left ({self.free_bytes()} bytes free); free some, or use a larger one"
                 raise Failure(ExitCode.NO_SPACE, Reason.WORKSPACE_FULL, message) from error
             if error.errno in access.REFUSED:
