@@ -46,8 +46,9 @@ def operator(plane: ControlPlane, controllers: None, tmp_path_factory: pytest.Te
 
 
 @pytest.fixture
-def namespace(server: ApiServer) -> str:
-    """A namespace of its own for each test."""
+def namespace(server: ApiServer) -> Iterator[str]:
+    """A namespace of its own for each test. Its runs go with the test: an operator that starts later takes up all."""
     name = f"test-{next(NUMBERS)}"
     server.post("api/v1/namespaces", {"metadata": {"name": name}}).made()
-    return name
+    yield name
+    server.delete(trainings.path(name)).made()

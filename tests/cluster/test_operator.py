@@ -18,18 +18,22 @@ ROOT_CA = "kube-root-ca.crt"
 class Scene(trainings.Scene):
     """A namespace with nodes."""
 
-    def __init__(self, server, namespace):
+    def __init__(self, server, namespace, operator):
         super().__init__(server, namespace)
+        self.operator = operator
         self.nodes = Nodes(server, namespace)
 
     def until(self, **wanted):
-        """Wait until the status says so. Returns it."""
+        """Wait until the status says so, and return it. Raises NotStartedError with both and the end of the log."""
 
         def found():
             status = self.status
             return status if {name: status.get(name) for name in wanted} == wanted else None
 
-        return trainings.eventually(found)
+        try:
+            return trainings.eventually(found)
+        except TimeoutError as error:
+            raise self.operator.failure(f"has not led to {wanted}, but to {self.status}") from error
 
     def names(self, path):
         found = self.server.get(path.format(self.namespace)).made()["items"]
@@ -42,7 +46,7 @@ class Scene(trainings.Scene):
 
 @pytest.fixture
 def scene(server, namespace, operator):
-    made = Scene(server, namespace)
+    made = Scene(server, namespace, operator)
     made.nodes.start()
     yield made
     made.nodes.stop()
