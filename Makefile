@@ -11,7 +11,7 @@ CRD    := crds/draftyard.dev_drafttrainings.yaml
 DEMO   := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv fixtures cluster-programs s3-server tokenizers demo browser screenshots check test test-kueue test-kubernetes-1.34 test-gpu verify docs docs-reference figures crds kustomize \
+.PHONY: help venv fixtures cluster-programs s3-server tokenizers demo browser screenshots check test test-slow test-kueue test-kubernetes-1.34 test-gpu verify docs docs-reference figures crds kustomize \
   serve-check bench bench-rows bench-data bench-gpu bench-on-path bench-operator bench-quality bench-reliability chaos images cluster-up cluster-down e2e clean
 
 help: ## this list
@@ -54,8 +54,13 @@ cluster-programs: venv ## etcd, Kubernetes' API server and controllers, kubectl,
 	$(BIN)/python tests/cluster/programs.py
 	$(BIN)/python tests/chart/definitions.py
 
-test: check verify fixtures tokenizers cluster-programs s3-server browser ## everything, from nothing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+test: venv ## what every change must pass, from nothing (needs Go)
+	$(MAKE) --jobs 2 check fixtures tokenizers cluster-programs s3-server browser
+	$(MAKE) verify
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+test-slow: fixtures tokenizers s3-server ## more whole runs: other families, buckets, drafts to start from, all of ShareGPT
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses 2 --maxschedchunk 1 $(PYTEST_ARGS)
 
 images: venv ## the operator's and the trainer's image, each with its bill of materials (needs root, buildah, debootstrap)
 	$(BIN)/python images/build.py

@@ -78,6 +78,7 @@ def test_a_push_that_broke_off_left_no_manifest(bucket: Bucket, draft, push) -> 
     assert MANIFEST in objects(bucket, "models/mine")
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_draft_in_a_bucket(
     bucket: Bucket, access: S3Access, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

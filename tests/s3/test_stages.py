@@ -47,6 +47,7 @@ def upload(bucket: Bucket, folder: Path, prefix: str) -> None:
 # -- Everything -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_in_buckets_is_a_run_in_folders(
     bucket: Bucket, access: S3Access, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -654,6 +654,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_whole_of_sharegpt_fits_into_memory(make: MakeTask, tmp_path: Path) -> None:
     """125 MB, cut off in its last row, in a process of its own: peak memory, and every row accounted for."""

@@ -70,11 +70,12 @@ LATENT = {
         pytest.param("llama", {}, id="llama"),
         pytest.param("qwen3_moe", {}, id="qwen3_moe"),
         pytest.param(
-            "llama", {**LATENT, "model_type": "deepseek_v3", "q_lora_rank": 16, "n_routed_experts": 4}, id="deepseek_v3"
+            "llama", {**LATENT, "model_type": "deepseek_v3", "q_lora_rank": 16, "n_routed_experts": 4},
+            id="deepseek_v3", marks=pytest.mark.slow,
         ),
         pytest.param(
             "llama", {**LATENT, "model_type": "bailing_hybrid", "num_local_experts": 4, "layer_group_size": 2},
-            id="bailing_hybrid",
+            id="bailing_hybrid", marks=pytest.mark.slow,
         ),
     ],
 )  # fmt: skip

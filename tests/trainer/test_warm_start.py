@@ -255,6 +255,7 @@ def test_a_draft_that_is_nowhere_is_not_found(workshop, tmp_path):
 # -- The whole way ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_draftyard_run_goes_on_from_a_converted_draft_on_a_claim(tmp_path, capsys):
     """A draft of SpecForge's form, converted, on a claim, through all stages of a second run."""
     testing.write_target(tmp_path / "target")

@@ -51,7 +51,7 @@ def end_of(process: subprocess.Popen[bytes], state: Path, seconds: float) -> Sta
 # -- Ranks ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_that_hangs_ends_the_attempt_in_finite_time(workshop, undisturbed, tmp_path, rank):
     run = f"hangs-{rank}"
     process = start(workshop.task(run, gpus_per_node=2), tmp_path, SUPERVISED, QUICK)
