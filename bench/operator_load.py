@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from live import PROGRAM, free_port
+from live import PROGRAM
 from world import World
 
+from draftyard_operator.testing.ports import free_port
 from operator_sites import Site, answering, fake_site, real_site
 
 Json = Any

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,8 @@ import yaml
 from api_server import ApiServer
 from certificates import Authority, KeyPair
 from programs import Programs
+
+from draftyard_operator.testing.ports import free_port
 
 LOOPBACK = "127.0.0.1"
 SERVICE_RANGE = "10.96.0.0/24"
@@ -87,13 +88,6 @@ def wait(programs: Sequence[Running], is_ready: Callable[[], bool]) -> None:
         if time.monotonic() > deadline:
             raise programs[-1].failure(f"is not ready after {START_SECONDS} s")
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 # -- The control plane ----------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import control_plane
 from control_plane import ControlPlane, Running
 from live import PROGRAM
+
+from draftyard_operator.testing.ports import free_port
 
 Json = Any
 
@@ -26,7 +27,7 @@ def running(plane: ControlPlane, folder: Path, config: Mapping[str, Json] | None
     """An operator of all namespaces, until the block is left; its log is in the folder."""
     file, log = folder / "config.yaml", folder / "operator.log"
     file.write_text(json.dumps({**CONFIG, **(config or {})}))
-    ports = [str(control_plane.free_port()) for _ in range(2)]
+    ports = [str(free_port()) for _ in range(2)]
     given = ["--config", str(file), "--kubeconfig", str(plane.kubeconfig)]
     given += ["--metrics-port", ports[0], "--health-port", ports[1]]
     with log.open("wb") as out:

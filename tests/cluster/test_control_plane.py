@@ -17,6 +17,8 @@ import pytest
 import trainings
 from control_plane import LOOPBACK, NotStartedError
 
+from draftyard_operator.testing.ports import free_port
+
 UP = Path(control_plane.__file__).with_name("up.py")
 
 
@@ -76,7 +78,7 @@ def test_a_program_that_ends_is_an_error_with_its_last_words(tmp_path):
 
 def test_a_port_that_was_taken_in_between_is_given_up_for_another(plane, tmp_path):
     with socket.create_server((LOOPBACK, 0)) as taken:
-        ports = itertools.chain([taken.getsockname()[1]], iter(control_plane.free_port, None))
+        ports = itertools.chain([taken.getsockname()[1]], iter(free_port, None))
         with control_plane.serving(plane.programs, tmp_path, ports.__next__) as second:
             assert second.port != taken.getsockname()[1]
             assert second.client().is_ready()

@@ -27,6 +27,7 @@ from played_node import Node
 
 from draftyard_api.status import DraftTrainingStatus
 from draftyard_operator.run import read_status
+from draftyard_operator.testing.ports import free_port
 
 Json = Any
 
@@ -106,12 +107,12 @@ class Operator:
 @contextmanager
 def operator(plane: ControlPlane) -> Iterator[Operator]:
     """The operator, as `draftyard operator --kubeconfig` starts it, until the block is left."""
-    config, port = plane.folder / "operator.yaml", control_plane.free_port()
+    config, port = plane.folder / "operator.yaml", free_port()
     config.write_text(CONFIG)
     program = control_plane.started(
         plane.folder, Path(sys.executable), "-c", PROGRAM, "--config", str(config),
         "--kubeconfig", str(plane.kubeconfig), "--metrics-port", str(port),
-        "--health-port", str(control_plane.free_port()),
+        "--health-port", str(free_port()),
     )  # fmt: skip
     with program as running:
         found = Operator(port)

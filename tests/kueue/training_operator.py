@@ -18,6 +18,8 @@ from api_server import ApiServer
 from control_plane import ControlPlane
 from programs import TRAINING, TRAINING_MODULE
 
+from draftyard_operator.testing.ports import free_port
+
 NAMESPACE = "kubeflow"
 SECRET = "training-operator-webhook-cert"  # noqa: S105  a name
 WEBHOOKS = "validator.training-operator.kubeflow.org"
@@ -52,10 +54,10 @@ def started(plane: ControlPlane, server: ApiServer) -> Iterator[None]:
     shutil.copy(pair.key, certificates / "tls.key")
     MOUNT.mkdir(parents=True, exist_ok=True)
     (MOUNT / "tls.crt").touch()
-    probes = control_plane.free_port()
+    probes = free_port()
     program = control_plane.started(
         plane.folder, TRAINING["training-operator.v1"], "--kubeconfig", str(plane.kubeconfig),
-        "--enable-scheme", "pytorchjob", "--webhook-server-port", str(control_plane.free_port()),
+        "--enable-scheme", "pytorchjob", "--webhook-server-port", str(free_port()),
         "--metrics-bind-address", "0", "--health-probe-bind-address", f"{control_plane.LOOPBACK}:{probes}",
         env={"TMPDIR": str(plane.folder)},
     )  # fmt: skip

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import socket
 import sys
 import time
 
@@ -19,18 +18,13 @@ from draftyard_operator.run import read_status
 from draftyard_operator.shell import Rhythm
 from draftyard_operator.testing.fake_cluster import FakeCluster
 from draftyard_operator.testing.kinds import JOB, PYTORCH_JOB
+from draftyard_operator.testing.ports import free_port
 
 QUICK = Rhythm(resync_seconds=1.0, full_seconds=5.0)
 SLOW = Rhythm(resync_seconds=300.0)
 UNLIMITED = 1e9
 PROGRAM = "import sys; from draftyard_operator.command import operator; sys.exit(operator(sys.argv[1:]))"
 PATIENCE = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def ends_well(after=0.05):

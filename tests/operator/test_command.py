@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 from kopf._core.engines import peering
-from live import free_port, play
+from live import play
 from world import NAMESPACE, spec
 
 from draftyard_api import cli
 from draftyard_api.exit_codes import ExitCode
 from draftyard_operator import command
+from draftyard_operator.testing.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "trainerImage: registry.example/trainer@sha256:00\nresyncSeconds: 5\n"

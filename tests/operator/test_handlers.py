@@ -8,7 +8,7 @@ import dataclasses
 import aiohttp
 import kopf
 import pytest
-from live import SLOW, free_port, play
+from live import SLOW, play
 from world import NAMESPACE, spec
 
 from draftyard_api.names import GROUP, LABEL_MANAGED, LABEL_RUN, PLURAL
@@ -19,6 +19,7 @@ from draftyard_operator.testing import faults
 from draftyard_operator.testing.faults import Fault
 from draftyard_operator.testing.kinds import JOB
 from draftyard_operator.testing.pods import Runs
+from draftyard_operator.testing.ports import free_port
 from draftyard_operator.work_queue import Key
 
 

@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
+
+from draftyard_operator.testing.ports import free_port
 
 FOLDER = Path(__file__).resolve().parent
 MODULE = FOLDER / "module"
@@ -84,13 +85,6 @@ def wait_until_up(endpoint: str, process: subprocess.Popen[bytes], log: Path) ->
             return
         time.sleep(0.05)
     raise RuntimeError(f"minio did not start: {log.read_text()[-2000:]}")
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Run as a program, this file forks groups of processes that take the steps of `SC
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from torch import Tensor
 from draftyard_api.exit_codes import ExitCode, Failure
 from draftyard_api.reasons import Reason
 from draftyard_api.spec import Train
+from draftyard_operator.testing.ports import free_port
 from draftyard_trainer import parallel
 from draftyard_trainer.data.document import Document, Ids
 from draftyard_trainer.draft.testing import TINY, tiny_draft, tiny_embedding
@@ -167,12 +167,6 @@ def play(world: World) -> dict[str, Any]:
     seen["sum"] = world.sum(torch.tensor([1.0, float(world.rank)])).tolist()
     world.barrier()
     return seen
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def fork(size: int, rank: int, port: int, folder: Path) -> int:

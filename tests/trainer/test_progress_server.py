@@ -13,15 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from draftyard_api.names import ENV_PROGRESS_PORT, PROGRESS_FILE, PROGRESS_PATH, Stage
 from draftyard_api.progress import Progress
+from draftyard_operator.testing.ports import free_port
 from draftyard_trainer import progress_server
 from draftyard_trainer.progress_server import GAUGES, METRICS_PATH, serving
 from draftyard_trainer.reporting import Reporter
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
