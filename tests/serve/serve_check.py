@@ -4,8 +4,8 @@
 
 `answers.json` is what `draftyard evaluate` leaves in `train/<run>/`: the prompts it used, as token ids. The server runs
 twice, with the draft and without, and is asked by the code that `evaluate.engine` asks with. Ends with one `bar` line
-per figure, and with 0 when it has measured, whatever is short. It runs in a virtual environment that has vLLM, with the
-contract and the trainer on its path: what asks an engine needs none of the trainer's libraries.
+per figure, and with 0 when it has measured, whatever is short. It runs in a virtual environment that has vLLM, with our
+three packages on its path: what is taken from them needs none of their libraries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from draftyard_api.exit_codes import Failure
+from draftyard_operator.testing.ports import free_port
 from draftyard_trainer.connection import Connection
 from draftyard_trainer.engine import Asked, complete, connect
 
@@ -143,8 +143,7 @@ def ask_counted(question: Question, url: str, key: str) -> Answer:
 @contextmanager
 def serving(target: Path, draft: Path | None, draft_tokens: int, key: str) -> Iterator[str]:
     """The address of a server that has loaded its models; it is stopped in the end."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(target.resolve()),
         "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",

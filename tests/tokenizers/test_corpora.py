@@ -71,7 +71,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("corpus", [pytest.param("chitchat", marks=pytest.mark.slow), "chatterbot"])
+@pytest.mark.parametrize(
+    "corpus", [pytest.param(name, marks=pytest.mark.slow if name == "chitchat" else ()) for name in CORPORA]
+)
 def test_every_row_is_supervised_word_for_word_or_counted(tmp_path: Path, model: Path, corpus: str) -> None:
     rows = list(CORPORA[corpus]())
     source = tmp_path / "rows.jsonl"
